@@ -23,8 +23,8 @@ __all__ = ['TRADE_BAR', 'QUOTE_BAR', 'YEAR_S', 'ZERO', 'open_bar', 'price_step',
 _PRICE = [(k, "f8") for k in ("open", "high", "low", "close", "r2")] + [(k, "i8") for k in ("start", "n", "returns")]
 #: the open bar of trades: prices, squared returns, volumes (base), dollar volume (quote), counts; n = 0: no bar is open
 TRADE_BAR = np.dtype(_PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")])
-#: the open bar of quotes; `held` us so far with defined spread, its means, and the last row, which holds on
-QUOTE_BAR = np.dtype(_PRICE + [(k, "f8") for k in ("held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative")] + [("t", "i8")])
+#: the open bar of quotes; `held` us so far with defined spread, its means, the last row, which holds on, and the last defined one
+QUOTE_BAR = np.dtype(_PRICE + [(k, "f8") for k in ("held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative", "own_spread", "own_relative")] + [("t", "i8")])
 
 @jit
 def open_bar(s, start):
@@ -97,10 +97,13 @@ def quote_bar_batch(bar, width, gap, t, quotes, step, out):
             carried = s["n"] > 0 and not fresh
             open_bar(s, t[i] // width * width)
             s["held"], s["mean_spread"], s["mean_relative"], s["min_spread"], s["max_spread"] = 0.0, 0.0, 0.0, np.inf, -np.inf
+            s["own_spread"] = s["own_relative"] = np.nan
             if carried: hold(s, t[i] - s["start"])
         price_step(s, quotes[0, i], step[1, i])
         s["t"], s["spread"], s["relative"] = t[i], spread, quotes[2, i]
-        if spread == spread: s["min_spread"], s["max_spread"] = min(s["min_spread"], spread), max(s["max_spread"], spread)
+        if spread == spread:
+            s["min_spread"], s["max_spread"] = min(s["min_spread"], spread), max(s["max_spread"], spread)
+            s["own_spread"], s["own_relative"] = spread, quotes[2, i]
     return closed
 
 # %% ../../nbs/20_features/05_bars.ipynb #cc7c3673
@@ -157,10 +160,10 @@ def _trade_columns() -> list[pl.Expr]:
 
 def _quote_columns() -> list[pl.Expr]:
     c = pl.col
-    def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)      # no time held: the row's own value
-    return [c("n").cast(pl.UInt32).alias("tick_count"), mean("mean_spread", "spread").alias("mean_spread"),
+    def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)      # no time held: the last defined row's own value
+    return [c("n").cast(pl.UInt32).alias("tick_count"), mean("mean_spread", "own_spread").alias("mean_spread"),
             pl.when(c("min_spread").is_finite()).then("min_spread").alias("min_spread"), pl.when(c("max_spread").is_finite()).then("max_spread").alias("max_spread"),
-            mean("mean_relative", "relative").alias("mean_relative_spread")]
+            mean("mean_relative", "own_relative").alias("mean_relative_spread")]
 
 def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
     "Columns of section Gold from bar records of `channel` (`trades` or `ticker`); undefined values are null."

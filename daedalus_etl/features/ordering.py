@@ -28,7 +28,9 @@ def order_keys(names: list[str], clock: str) -> dict[str, pl.Expr]:
     keys = {"clock": clock_us(clock)}
     if "timestamp" in names: keys["timestamp"] = pl.col("timestamp")
     if "nonce" in names: keys["sequence"] = pl.when(pl.col("nonce") != 0).then("nonce")
-    elif "trade_id" in names: keys["sequence"] = pl.col("trade_id").cast(pl.Int64, strict=False)
+    elif "trade_id" in names:
+        number = pl.col("trade_id").cast(pl.Int64, strict=False)
+        keys["sequence"] = pl.when(number >= 0).then(number)
     return {k: e.cast(pl.Int64).fill_null(MISSING).alias(k) for k, e in keys.items()}
 
 # %% ../../nbs/20_features/01_ordering.ipynb #d32de808

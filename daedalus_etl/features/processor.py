@@ -11,7 +11,8 @@ from ..core.catalog import Column, declare, schema_of
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
 from .ordering import clock_us
-from .streaming import STEP, US, Tape, Window, held_window_step, jit, new_window, step_batch, sum_window_step
+from .streaming import (
+    STEP, US, Tape, Window, held_window_take, held_window_turn, jit, must_turn, new_window, step_batch, sum_window_take, sum_window_turn)
 
 # %% auto #0
 __all__ = ['declare_common', 'calendar', 'replay', 'Processor', 'count_signs']
@@ -37,8 +38,14 @@ def calendar(t: np.ndarray) -> dict[str, pl.Series]:
 @jit
 def replay(rec, acc, suffix, rows, n, held):
     "Take rows 0 .. n of the tape into a window without output; `held`: a time-weighted one. Returns the suffix array."
+    w = rec[0]
     for i in range(n):
-        suffix = held_window_step(rec[0], acc, suffix, rows, i) if held else sum_window_step(rec[0], acc, suffix, rows, i)
+        if held:
+            if must_turn(w, rows, i): suffix = held_window_turn(w, acc, suffix, rows, i)
+            held_window_take(w, acc, rows, i)
+        else:
+            if must_turn(w, rows, i): suffix = sum_window_turn(w, acc, suffix, rows, i)
+            sum_window_take(w, acc, rows, i)
     return suffix
 
 class Processor:

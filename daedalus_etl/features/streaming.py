@@ -10,13 +10,15 @@ import numpy as np
 from numba import njit
 
 # %% auto #0
-__all__ = ['US', 'jit', 'WINDOW', 'Rows', 'Window', 'STEP', 'room', 'suffix_sums', 'sum_window_step', 'window_sum',
-           'sum_window_batch', 'new_window', 'merge_moments', 'merge_row', 'merge_all', 'suffix_moments',
-           'held_window_step', 'window_moments', 'held_window_batch', 'Tape', 'step_batch']
+__all__ = ['US', 'jit', 'WINDOW', 'Rows', 'Window', 'STEP', 'room', 'suffix_sums', 'must_turn', 'sum_window_turn',
+           'sum_window_take', 'window_sum', 'sum_window_batch', 'new_window', 'merge_moments', 'merge_row', 'merge_all',
+           'suffix_moments', 'held_window_turn', 'held_window_take', 'window_moments', 'held_window_batch', 'Tape',
+           'step_batch']
 
-# %% ../../nbs/20_features/00_streaming.ipynb #44da651e
+# %% ../../nbs/20_features/00_streaming.ipynb #66722dde
 US = 1_000_000                                 # microseconds in a second: the clock's unit is the microsecond
-jit = njit(nogil=True, cache=True)             # never fastmath: it breaks NaN and the promise of identical bits
+#: never fastmath: it breaks NaN and the promise of identical bits; `numpy` errors: a division by 0 is checked by hand
+jit = njit(nogil=True, cache=True, error_model="numpy")
 
 #: where a window stands on the tape: block number, first rows of the previous and the current block, first row still inside
 WINDOW = np.dtype([("width", "i8"), ("block", "i8"), ("prev", "i8"), ("cur", "i8"), ("head", "i8")])
@@ -43,23 +45,31 @@ def suffix_sums(suffix, x, lo, hi):
             suffix[i - lo, k] = total
     return suffix
 
-# %% ../../nbs/20_features/00_streaming.ipynb #b1051f1b
+# %% ../../nbs/20_features/00_streaming.ipynb #2a8bc35f
 @jit
-def sum_window_step(w, acc, suffix, rows, i):
-    "Take row `i` of `rows` into window `w`; returns the suffix array, a larger one where it had to grow."
-    width, t = w["width"], rows.t[i]
-    block = t // width
-    if rows.fresh[i] or block > w["block"] + 1:
-        w["prev"], w["cur"], w["head"] = i, i, i
-        acc[:] = 0.0
-    elif block == w["block"] + 1:
+def must_turn(w, rows, i):
+    "Whether row `i` begins a new block, or a new segment."
+    return rows.fresh[i] != 0 or rows.t[i] // w["width"] != w["block"]
+
+@jit
+def sum_window_turn(w, acc, suffix, rows, i):
+    "Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow."
+    block = rows.t[i] // w["width"]
+    if rows.fresh[i] or block > w["block"] + 1: w["prev"] = i
+    else:
         suffix = suffix_sums(suffix, rows.x, w["cur"], i)
-        w["prev"], w["head"], w["cur"] = w["cur"], w["cur"], i
-        acc[:] = 0.0
-    w["block"] = block
-    while w["head"] < w["cur"] and rows.t[w["head"]] <= t - width: w["head"] += 1
-    for k in range(acc.size): acc[k] += rows.x[i, k]
+        w["prev"] = w["cur"]
+    w["head"], w["cur"], w["block"] = w["prev"], i, block
+    acc[:] = 0.0
     return suffix
+
+@jit
+def sum_window_take(w, acc, rows, i):
+    "Take row `i` of the current block in."
+    edge, head, cur = rows.t[i] - w["width"], w["head"], w["cur"]
+    while head < cur and rows.t[head] <= edge: head += 1
+    w["head"] = head
+    for k in range(acc.size): acc[k] += rows.x[i, k]
 
 @jit
 def window_sum(w, acc, suffix, k):
@@ -72,7 +82,8 @@ def sum_window_batch(win, rows, lo, hi, out, head):
     "Trailing sums of rows `lo .. hi`: `out` (k, hi-lo) float64, `head` (hi-lo) first row inside; returns the suffix array."
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     for i in range(lo, hi):
-        suffix = sum_window_step(w, acc, suffix, rows, i)
+        if must_turn(w, rows, i): suffix = sum_window_turn(w, acc, suffix, rows, i)
+        sum_window_take(w, acc, rows, i)
         for k in range(acc.size): out[k, i - lo] = window_sum(w, acc, suffix, k)
         head[i - lo] = w["head"]
     return suffix
@@ -120,22 +131,24 @@ def suffix_moments(suffix, rows, lo, hi):
     return suffix
 
 @jit
-def held_window_step(w, acc, suffix, rows, i):
-    "Take row `i` into the time-weighted window `w`; returns the suffix array, a larger one where it had to grow."
-    width, t = w["width"], rows.t[i]
-    block = t // width
-    if rows.fresh[i] or block > w["block"] + 1:
-        w["prev"], w["cur"], w["head"] = i, i, i
-        acc[:] = 0.0
+def held_window_turn(w, acc, suffix, rows, i):
+    "Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow."
+    block = rows.t[i] // w["width"]
+    if rows.fresh[i] or block > w["block"] + 1: w["prev"] = i
     else:
-        merge_row(acc, rows, i - 1, float(t - rows.t[i - 1]))
-        if block == w["block"] + 1:
-            suffix = suffix_moments(suffix, rows, w["cur"], i)
-            w["prev"], w["head"], w["cur"] = w["cur"], w["cur"], i
-            acc[:] = 0.0
-    w["block"] = block
-    while w["head"] < w["cur"] and rows.t[w["head"]] < t - width: w["head"] += 1
+        suffix = suffix_moments(suffix, rows, w["cur"], i)
+        w["prev"] = w["cur"]
+    w["head"], w["cur"], w["block"] = w["prev"], i, block
+    acc[:] = 0.0
     return suffix
+
+@jit
+def held_window_take(w, acc, rows, i):
+    "Take row `i` of the current block in: it ends the time that the row before held."
+    edge, head, cur = rows.t[i] - w["width"], w["head"], w["cur"]
+    if i > cur: merge_row(acc, rows, i - 1, float(rows.t[i] - rows.t[i - 1]))
+    while head < cur and rows.t[head] < edge: head += 1
+    w["head"] = head
 
 # %% ../../nbs/20_features/00_streaming.ipynb #457499b3
 @jit
@@ -155,7 +168,8 @@ def held_window_batch(win, rows, lo, hi, mean, std):
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     total = np.zeros(acc.size)
     for i in range(lo, hi):
-        suffix = held_window_step(w, acc, suffix, rows, i)
+        if must_turn(w, rows, i): suffix = held_window_turn(w, acc, suffix, rows, i)
+        held_window_take(w, acc, rows, i)
         window_moments(w, acc, suffix, rows, i, total)
         for k in range(rows.x.shape[1]):
             timed = total[3 * k] > 0.0

@@ -9,7 +9,7 @@ import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
 from .processor import Processor, calendar, declare_common
-from .streaming import held_window_step, jit, window_moments
+from .streaming import held_window_take, held_window_turn, jit, must_turn, window_moments
 
 # %% auto #0
 __all__ = ['VALUES', 'QUOTES', 'quote_batch', 'quote_rows_batch', 'quote_window_batch', 'quote_arrays', 'TickerProcessor']
@@ -46,7 +46,8 @@ def quote_window_batch(win, rows, lo, hi, out):
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     total = np.zeros(acc.size)
     for i in range(lo, hi):
-        suffix = held_window_step(w, acc, suffix, rows, i)
+        if must_turn(w, rows, i): suffix = held_window_turn(w, acc, suffix, rows, i)
+        held_window_take(w, acc, rows, i)
         window_moments(w, acc, suffix, rows, i, total)
         j = i - lo
         out[0, j] = total[1] if total[0] > 0.0 else rows.x[i, 0]

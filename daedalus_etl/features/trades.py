@@ -9,7 +9,7 @@ import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
 from .processor import Processor, calendar, count_signs, declare_common
-from .streaming import jit, sum_window_step, window_sum
+from .streaming import jit, must_turn, sum_window_take, sum_window_turn, window_sum
 
 # %% auto #0
 __all__ = ['VALUES', 'side_sign', 'trade_rows_batch', 'trade_window_batch', 'TradesProcessor']
@@ -40,7 +40,8 @@ def trade_window_batch(win, rows, lo, hi, out, count):
     "Window columns of rows lo .. hi: `out` (6, n) vwap, volume, dollar volume, buy ratio, tfi, realised variance; `count` (n)."
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     for i in range(lo, hi):
-        suffix = sum_window_step(w, acc, suffix, rows, i)
+        if must_turn(w, rows, i): suffix = sum_window_turn(w, acc, suffix, rows, i)
+        sum_window_take(w, acc, rows, i)
         j, h = i - lo, w["head"]
         dollar, volume = window_sum(w, acc, suffix, 0), window_sum(w, acc, suffix, 1)
         bought, sold = window_sum(w, acc, suffix, 2), window_sum(w, acc, suffix, 3)
