@@ -1,9 +1,10 @@
-"""Small bronze lakes for tests: tapes and quotes that are made up, where they lie, and what a folder holds afterwards."""
+"""Small bronze lakes for tests: made-up tapes and quotes, where they lie, and what a folder holds afterwards."""
 import hashlib
 import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def seconds_of(n: int, rng) -> np.ndarray:
 
 def tape(day: int = 8, n: int = 440, stream=BTC, seconds=None, lag_ms: int = 7) -> pl.DataFrame:
     "Trades of one day (n sparse ones and 40 near midnight, or one at each of `seconds`), in order, ids ascending."
+    return _tape(day, n, stream, None if seconds is None else tuple(seconds), lag_ms)
+
+
+@cache
+def _tape(day, n, stream, seconds, lag_ms):
     rng = np.random.default_rng([day, sum(map(ord, stream[1]))])
     at = seconds_of(n, rng) if seconds is None else np.asarray(seconds, float)
     us = [round(s * 1e6) for s in at]
@@ -96,12 +102,16 @@ def config(name: str, source: Path, lake: Path, *, output: str, fmt: str = "parq
 
 def trades(source: Path, lake: Path, **kwargs):
     "The trades transform."
-    return create_transform("trades_features", config("trades_features", source, lake, output="silver/trades", **kwargs))
+    return create_transform(
+        "trades_features", config("trades_features", source, lake, output="silver/trades", **kwargs)
+    )
 
 
 def ticker(source: Path, lake: Path, **kwargs):
     "The ticker transform."
-    return create_transform("ticker_features", config("ticker_features", source, lake, output="silver/ticker", **kwargs))
+    return create_transform(
+        "ticker_features", config("ticker_features", source, lake, output="silver/ticker", **kwargs)
+    )
 
 
 def bars(source: Path, lake: Path, channel: str = "trades", **kwargs):
@@ -157,4 +167,6 @@ def leftovers(lake: Path) -> list[str]:
 def cli(*args, module: str = "daedalus_etl.cli", cwd=None, **env) -> subprocess.CompletedProcess:
     "Run `python -m module args`; the configuration of the checkout is out of sight unless `cwd` has one."
     env = {k: v for k, v in os.environ.items() if k != "DAEDALUS_CONFIG"} | env
-    return subprocess.run([sys.executable, "-m", module, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True
+    )

@@ -66,11 +66,16 @@ def test_missing_path(tmp_path, lake):
     with pytest.raises(InputNotFoundError, match="no such folder.*bronze"): run(lakes.trades(tmp_path / "bronse", lake))
     done = command(tmp_path / "bronse", lake, cwd=tmp_path)
     assert done.returncode == 2 and not lake.exists()
-    assert str(tmp_path / "bronse") in done.stderr and "Did you mean 'bronze'" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        str(tmp_path / "bronse") in done.stderr
+        and "Did you mean 'bronze'" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_empty_match(bronze, lake, tmp_path):
-    with pytest.raises(EmptyMatchError, match="2024-08-08"): run(lakes.trades(bronze, lake), FilterSpec(start_date="2024-08-09"))
+    with pytest.raises(EmptyMatchError, match="2024-08-08"):
+        run(lakes.trades(bronze, lake), FilterSpec(start_date="2024-08-09"))
     done = command(bronze, lake, "--symbol", "BTC/USD", cwd=tmp_path)
     assert done.returncode == 2 and not lake.exists()
     for text in ("symbol=BTC/USD", "binance/BTC-USDT", "Did you mean 'BTC-USDT'"): assert text in done.stderr
@@ -96,10 +101,18 @@ def test_missing_column_on_the_command_line(bronze, lake, tmp_path):
     only_eth(lake)
 
 
-@pytest.mark.parametrize(("column", "value", "text"), [
-    ("price", pl.lit([1.0]), "List"), ("capture_ts", pl.col("capture_ts").dt.replace_time_zone(None), "without a zone"),
-    ("capture_ts", pl.col("timestamp"), "Int64"), ("side", pl.lit(True), "Boolean"), ("amount", pl.lit(2**53 + 1), "exactly"),
-    ("timestamp", pl.col("timestamp") + 0.5, "exactly"), ("symbol", pl.lit(7), "String")])
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("price", pl.lit([1.0]), "List"),
+        ("capture_ts", pl.col("capture_ts").dt.replace_time_zone(None), "without a zone"),
+        ("capture_ts", pl.col("timestamp"), "Int64"),
+        ("side", pl.lit(True), "Boolean"),
+        ("amount", pl.lit(2**53 + 1), "exactly"),
+        ("timestamp", pl.col("timestamp") + 0.5, "exactly"),
+        ("symbol", pl.lit(7), "String"),
+    ],
+)
 def test_mistyped_column(bronze, lake, column, value, text):
     path = put(bronze, tape(8, n=N).with_columns(value.alias(column)))
     refused(bronze, lake, SchemaError, str(path), column, text)
@@ -107,7 +120,10 @@ def test_mistyped_column(bronze, lake, column, value, text):
 
 def test_prices_as_text(bronze, lake):
     "Some venues send strings for numbers; what is no number is a bad price, never a guess."
-    put(bronze, spoil(tape(8, n=N).with_columns(pl.col("price", "amount").cast(pl.String)), [17], price=pl.lit("61,837.5")))
+    put(
+        bronze,
+        spoil(tape(8, n=N).with_columns(pl.col("price", "amount").cast(pl.String)), [17], price=pl.lit("61,837.5")),
+    )
     report = run(lakes.trades(bronze, lake))
     assert report.units[0].quarantined == 1
     expected = features(trades=tape(8, n=N).filter(pl.int_range(pl.len()) != 17), config=SMALL)
@@ -129,7 +145,7 @@ def test_column_and_folder_disagree(bronze, lake):
 @pytest.mark.parametrize(("data", "text"), [
     (lambda whole: whole[:-100], "truncated"), (lambda whole: whole[:len(whole) // 2], "truncated"),
     (lambda whole: b"<html>502 Bad Gateway</html>", "<html>502"),
-    (lambda whole: whole[:200] + b"\xff" * 4000 + whole[4200:], "damaged")])
+    (lambda whole: whole[:10] + b"\xff" * 290 + whole[300:], "damaged")])
 def test_broken_parquet(bronze, lake, data, text):
     path = bronze / leaf(8) / "data.parquet"
     put(bronze, data(path.read_bytes()))
@@ -140,7 +156,12 @@ def test_truncated_parquet_on_the_command_line(bronze, lake, tmp_path):
     path = bronze / leaf(8) / "data.parquet"
     put(bronze, path.read_bytes()[:-100])
     done = command(bronze, lake, "--rolling-windows", "5,60,900", cwd=tmp_path)
-    assert done.returncode == 1 and str(path) in done.stderr and "truncated" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and str(path) in done.stderr
+        and "truncated" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     only_eth(lake)
 
 
@@ -148,13 +169,19 @@ def test_zero_bytes(bronze, lake, tmp_path):
     "Other partitions go on, nothing is published for this one."
     path = put(bronze, b"")
     done = command(bronze, lake, "--rolling-windows", "5,60,900", cwd=tmp_path)
-    assert done.returncode == 1 and str(path) in done.stderr and "0 bytes" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and str(path) in done.stderr
+        and "0 bytes" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     only_eth(lake)
 
 
 def test_zero_bytes_beside_a_good_file(bronze, lake):
     path = put(bronze, b"", name="part-1.parquet")
-    with pytest.raises(CorruptFileError, match="0 bytes") as caught: run(lakes.trades(bronze, lake), FilterSpec(symbol="BTC-USDT"))
+    with pytest.raises(CorruptFileError, match="0 bytes") as caught:
+        run(lakes.trades(bronze, lake), FilterSpec(symbol="BTC-USDT"))
     assert caught.value.path == str(path) and lakes.leftovers(lake) == [] and not (lake / "silver").exists()
 
 
@@ -168,19 +195,29 @@ def test_duplicated_file(bronze, lake):
 
 def test_failure_keeps_what_was_there(bronze, lake):
     run(lakes.trades(bronze, lake))
-    before = lakes.places(lake)
+    before = lakes.contents(lake), lakes.places(lake / "silver")
     for data in (tape(8, n=N).drop("price"), b"<html>", spoil(tape(8, n=N), [1, 2, 3, 4, 5], price=0.0)):
         put(bronze, data)
         with pytest.raises((SchemaError, CorruptFileError, BadDataError)): run(lakes.trades(bronze, lake))
-        assert lakes.places(lake) == before
+        assert (lakes.contents(lake), lakes.places(lake / "silver")) == before
 
 
 # ---- rows
 
-BAD = [("price", None, "bad_price"), ("price", float("nan"), "bad_price"), ("price", float("inf"), "bad_price"), ("price", 0.0, "bad_price"),
-       ("price", -1.0, "bad_price"), ("amount", None, "bad_size"), ("amount", float("nan"), "bad_size"), ("amount", -1e-9, "bad_size"),
-       ("capture_ts", None, "bad_timestamp"), ("timestamp", 0, "bad_timestamp"), ("timestamp", -1, "bad_timestamp"),
-       ("timestamp", 4_102_444_800_000, "bad_timestamp")]
+BAD = [
+    ("price", None, "bad_price"),
+    ("price", float("nan"), "bad_price"),
+    ("price", float("inf"), "bad_price"),
+    ("price", 0.0, "bad_price"),
+    ("price", -1.0, "bad_price"),
+    ("amount", None, "bad_size"),
+    ("amount", float("nan"), "bad_size"),
+    ("amount", -1e-9, "bad_size"),
+    ("capture_ts", None, "bad_timestamp"),
+    ("timestamp", 0, "bad_timestamp"),
+    ("timestamp", -1, "bad_timestamp"),
+    ("timestamp", 4_102_444_800_000, "bad_timestamp"),
+]
 
 
 def clean(rows): return tape(8, n=N).filter(~pl.int_range(pl.len()).is_in(rows))
@@ -196,7 +233,9 @@ def test_few_bad_rows_go_to_quarantine(bronze, lake, column, value, reason):
     aside = dataset(lake / ".daedalus/silver/trades/quarantine" / leaf(8)).sort("row")
     assert aside["row"].to_list() == rows and set(aside["file"]) == {str(path)} and set(aside["reason"]) == {reason}
     assert_frame_equal(aside.select(frame.columns), frame[rows], check_exact=True)
-    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), features(trades=clean(rows), config=SMALL), check_exact=True)
+    assert_frame_equal(
+        dataset(lake / "silver/trades" / leaf(8)), features(trades=clean(rows), config=SMALL), check_exact=True
+    )
     assert not list((lake / ".daedalus/silver/trades/quarantine" / leaf(8, ETH)).rglob("*.parquet"))
 
 
@@ -216,7 +255,9 @@ def test_bad_rows_in_a_later_file_name_that_file(bronze, lake):
     run(lakes.trades(bronze, lake))
     aside = dataset(lake / ".daedalus/silver/trades/quarantine" / leaf(8))
     assert aside.select("file", "row", "price").rows() == [(str(path), 3, -5.0)]
-    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), features(trades=clean([2003]), config=SMALL), check_exact=True)
+    assert_frame_equal(
+        dataset(lake / "silver/trades" / leaf(8)), features(trades=clean([2003]), config=SMALL), check_exact=True
+    )
 
 
 def test_bad_rows_on_the_command_line(bronze, lake, tmp_path):
@@ -228,7 +269,11 @@ def test_bad_rows_on_the_command_line(bronze, lake, tmp_path):
     (tmp_path / "c.yaml").write_text("features: {max_bad_fraction: 0.01}")
     done = command(bronze, lake, "--rolling-windows", "5,60,900", "--config", "c.yaml", cwd=tmp_path)
     assert done.returncode == 0 and "4 quarantined" in done.stdout
-    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), features(trades=clean([10, 20, 30, 40]), config=SMALL), check_exact=True)
+    assert_frame_equal(
+        dataset(lake / "silver/trades" / leaf(8)),
+        features(trades=clean([10, 20, 30, 40]), config=SMALL),
+        check_exact=True,
+    )
 
 
 def test_max_bad_fraction_is_inclusive(bronze, lake):
@@ -274,7 +319,9 @@ def test_unknown_sides_are_null_and_no_sell(bronze, lake):
     silver = dataset(lake / "silver/trades" / leaf(8))
     assert silver["side"].to_list() == frame["side"].to_list()
     unknown = [3, 4, 5, 6, 9, 10, 11]
-    assert silver["is_buy"].is_null().arg_true().to_list() == silver["side_sign"].is_null().arg_true().to_list() == unknown
+    assert (
+        silver["is_buy"].is_null().arg_true().to_list() == silver["side_sign"].is_null().arg_true().to_list() == unknown
+    )
     assert silver["signed_volume"].is_null().arg_true().to_list() == unknown
     assert (silver["is_buy"][7], silver["is_buy"][8]) == (0, 1)
     run(lakes.bars(lake / "silver/trades", lake), features=config)
@@ -289,7 +336,8 @@ def test_only_unknown_sides(bronze, lake):
     put(bronze, tape(8, n=N).with_columns(side=pl.lit(None, pl.String)))
     run(lakes.trades(bronze, lake), features=FeatureConfig(rolling_windows=(60,)))
     silver = dataset(lake / "silver/trades" / leaf(8))
-    for c in ("is_buy", "side_sign", "signed_volume", "buy_ratio_60s", "tfi_60s"): assert silver[c].null_count() == silver.height
+    for c in ("is_buy", "side_sign", "signed_volume", "buy_ratio_60s", "tfi_60s"):
+        assert silver[c].null_count() == silver.height
     assert silver["volume_60s"].null_count() == 0
 
 
@@ -321,7 +369,9 @@ def test_unsorted_rows(bronze, lake, seed):
     put(bronze, tape(8, n=N).sample(fraction=1.0, shuffle=True, seed=seed))
     report = run(lakes.trades(bronze, lake))
     assert (report.units[0].duplicates, report.units[0].quarantined) == (0, 0)
-    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), features(trades=tape(8, n=N), config=SMALL), check_exact=True)
+    assert_frame_equal(
+        dataset(lake / "silver/trades" / leaf(8)), features(trades=tape(8, n=N), config=SMALL), check_exact=True
+    )
 
 
 def test_duplicated_rows(bronze, lake, tmp_path):
@@ -330,21 +380,23 @@ def test_duplicated_rows(bronze, lake, tmp_path):
     put(bronze, twice)
     done = command(bronze, lake, "--rolling-windows", "5,60,900", cwd=tmp_path)
     assert done.returncode == 0 and "60 repeats dropped" in done.stdout
-    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), features(trades=frame, config=SMALL), check_exact=True)
+    plain = features(trades=frame, config=SMALL)
+    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), plain, check_exact=True)
     report = run(lakes.trades(bronze, tmp_path / "again"))
     assert [u.duplicates for u in report.units] == [60, 0]
 
 
 def test_repeats_over_midnight(tmp_path, lake):
-    "A trade of the last minutes that is sent again the next day is dropped; an id that comes back later is another trade."
+    "A trade of the last minutes sent again next day is dropped; an id that comes back later is another trade."
     put(tmp_path / "b", tape(8), 8)
     again = tape(8).tail(3).with_columns(pl.col("capture_ts") + pl.duration(minutes=5))
     old = tape(8).head(1).with_columns(pl.col("capture_ts") + pl.duration(hours=30))
     put(tmp_path / "b", pl.concat([again, tape(9), old]), 9)
     report = run(lakes.trades(tmp_path / "b", lake))
     assert [u.duplicates for u in report.units] == [0, 3]
-    plain = features(trades=pl.concat([tape(8), tape(9), old]).sort("capture_ts", maintain_order=True), config=SMALL)
-    assert_frame_equal(dataset(lake / "silver/trades"), plain, check_exact=True)
+    other = old.with_columns(trade_id=pl.lit("0"))  # in one frame the id would be a repeat within the partition
+    plain = features(trades=pl.concat([tape(8), tape(9), other]).sort("capture_ts", maintain_order=True), config=SMALL)
+    assert_frame_equal(dataset(lake / "silver/trades").drop("trade_id"), plain.drop("trade_id"), check_exact=True)
 
 
 def test_repeats_with_other_content_are_set_aside(bronze, lake):
@@ -356,7 +408,9 @@ def test_repeats_with_other_content_are_set_aside(bronze, lake):
     aside = dataset(lake / ".daedalus/silver/trades/quarantine" / leaf(8))
     assert aside.select("file", "row", "reason", "trade_id", "price").rows() == [
         (str(path), N + 40 + k, "conflicting_repeat", other["trade_id"][k], other["price"][k]) for k in (0, 1)]
-    assert_frame_equal(dataset(lake / "silver/trades" / leaf(8)), features(trades=frame, config=SMALL), check_exact=True)
+    assert_frame_equal(
+        dataset(lake / "silver/trades" / leaf(8)), features(trades=frame, config=SMALL), check_exact=True
+    )
 
 
 def test_bad_row_and_conflicting_repeat_have_the_rows_of_the_file(bronze, lake):
@@ -375,7 +429,9 @@ def test_rows_of_the_day_before_are_never_fed_backwards(tmp_path, lake):
     report = run(lakes.trades(tmp_path / "b", lake))
     assert [u.quarantined for u in report.units] == [0, 2]
     aside = dataset(lake / ".daedalus/silver/trades/quarantine" / leaf(9))
-    assert aside.select("row", "reason", "trade_id").rows() == [(N + 40 + k, "late", late["trade_id"][k]) for k in (0, 1)]
+    assert aside.select("row", "reason", "trade_id").rows() == [
+        (N + 40 + k, "late", late["trade_id"][k]) for k in (0, 1)
+    ]
     plain = features(trades=pl.concat([tape(8, n=N), tape(9, n=N)]), config=SMALL)
     assert_frame_equal(dataset(lake / "silver/trades"), plain, check_exact=True)
 
@@ -386,18 +442,24 @@ def test_broken_line_of_ndjson(tmp_path, lake):
     path = put(tmp_path / "b", tape(8), name="data.ndjson")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:300], lines[300][:40] + b"\n", *lines[301:]]))
-    with pytest.raises(CorruptFileError, match=r"data\.ndjson:301"): run(lakes.trades(tmp_path / "b", lake, fmt="ndjson"))
+    with pytest.raises(CorruptFileError, match=r"data\.ndjson:301"):
+        run(lakes.trades(tmp_path / "b", lake, fmt="ndjson"))
     assert lakes.leftovers(lake) == [] and not list(lake.rglob("*.parquet"))
 
 
 # ---- configuration
 
-@pytest.mark.parametrize(("text", "line", "hint"), [
-    ("features:\n  depth_levels: 5\n  rolling_window: [5]\n", 3, "Did you mean 'rolling_windows'"),
-    ("storage:\n  output_rot: x\n", 2, "Did you mean 'output_root'"),
-    ("features:\n  max_gap_s: 300\n  max_gap_s: 400\n", 3, "max_gap_s"),
-    ("features:\n  overrides:\n    BTC-USDT:\n      max_gap: 5\n", 4, "Did you mean 'max_gap_s'"),
-    ("features:\n  max_gap_s: .nan\n", 2, "max_gap_s"), ("features:\n  categories: [structurel]\n", 2, "structural")])
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("features:\n  depth_levels: 5\n  rolling_window: [5]\n", 3, "Did you mean 'rolling_windows'"),
+        ("storage:\n  output_rot: x\n", 2, "Did you mean 'output_root'"),
+        ("features:\n  max_gap_s: 300\n  max_gap_s: 400\n", 3, "max_gap_s"),
+        ("features:\n  overrides:\n    BTC-USDT:\n      max_gap: 5\n", 4, "Did you mean 'max_gap_s'"),
+        ("features:\n  max_gap_s: .nan\n", 2, "finite number"),
+        ("features:\n  categories: [structurel]\n", 2, "structural"),
+    ],
+)
 def test_configuration_errors(bronze, lake, tmp_path, text, line, hint):
     (tmp_path / "c.yaml").write_text(text)
     done = command(bronze, lake, "--config", tmp_path / "c.yaml", cwd=tmp_path)

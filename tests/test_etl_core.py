@@ -51,8 +51,12 @@ def test_seed_example(bronze, lake):
             compression=CompressionCodec.ZSTD, compression_level=3)})
     executor = TransformExecutor(feature_config=FeatureConfig(
         categories={FeatureCategory.STRUCTURAL, FeatureCategory.DYNAMIC}, depth_levels=20))
-    result = executor.execute(transform=TradesFeatureTransform(config),
-                              filter_spec=FilterSpec(exchange="binance", symbol="BTC/USDT"), limit_rows=None, dry_run=False)
+    result = executor.execute(
+        transform=TradesFeatureTransform(config),
+        filter_spec=FilterSpec(exchange="binance", symbol="BTC/USDT"),
+        limit_rows=None,
+        dry_run=False,
+    )
     assert result["write_stats"]["silver"]["rows"] == tape().height == dataset(lake / "silver/trades").height
     assert isinstance(result, RunReport) and result.success and result["success"] is True
     stats = result.write_stats["silver"]
@@ -61,7 +65,13 @@ def test_seed_example(bronze, lake):
     assert set(result) == set(result.keys()) and "units" in dict(result)
     with pytest.raises(KeyError): result["nothing"]
     [unit] = result.units
-    assert (unit.status, unit.rows_in, unit.rows, unit.duplicates, unit.quarantined) == ("written", 480, {"silver": 480}, 0, 0)
+    assert (unit.status, unit.rows_in, unit.rows, unit.duplicates, unit.quarantined) == (
+        "written",
+        480,
+        {"silver": 480},
+        0,
+        0,
+    )
     assert unit.partition == leaf() and len(unit.state) == 64 and unit.seconds > 0
 
 
@@ -92,7 +102,10 @@ def test_from_config_reads_the_file_that_the_environment_names(tmp_path, monkeyp
 
 def test_dry_run(bronze, lake):
     executor = TransformExecutor(SMALL, progress=False)
-    for report in (executor.execute(lakes.trades(bronze, lake), dry_run=True), executor.plan(lakes.trades(bronze, lake))):
+    for report in (
+        executor.execute(lakes.trades(bronze, lake), dry_run=True),
+        executor.plan(lakes.trades(bronze, lake)),
+    ):
         assert report.dry_run and statuses(report) == ["new"] and not lake.exists()
         assert report["write_stats"]["silver"]["rows"] == 0
 
@@ -107,14 +120,19 @@ def test_limit_never_touches_the_real_target(bronze, lake):
     before = lakes.places(lake / "silver"), sorted(p.name for p in (lake / ".daedalus/silver/trades").rglob("*"))
     report = run(lakes.trades(bronze, lake), limit_rows=20)
     assert report["write_stats"]["silver"]["rows"] == 20
-    assert before == (lakes.places(lake / "silver"), sorted(p.name for p in (lake / ".daedalus/silver/trades").rglob("*")))
+    assert before == (
+        lakes.places(lake / "silver"),
+        sorted(p.name for p in (lake / ".daedalus/silver/trades").rglob("*")),
+    )
     assert lakes.leftovers(lake) == []
 
 
 def test_limit_takes_the_first_rows_in_order(tmp_path, lake):
     put(tmp_path / "b", tape().sample(fraction=1.0, shuffle=True, seed=1))
     report = run(lakes.trades(tmp_path / "b", lake), limit_rows=25)
-    assert dataset(report["write_stats"]["silver"]["path"])["trade_id"].to_list() == tape()["trade_id"].head(25).to_list()
+    assert (
+        dataset(report["write_stats"]["silver"]["path"])["trade_id"].to_list() == tape()["trade_id"].head(25).to_list()
+    )
 
 
 def test_limit_of_a_later_day_needs_no_state(bronze, lake):
@@ -241,7 +259,10 @@ def test_validate(bronze, lake):
 
 
 def test_optional_input_may_be_absent(bronze, lake):
-    inputs = {"trades": InputConfig(name="trades", path=bronze), "rates": InputConfig(name="rates", path=bronze, optional=True)}
+    inputs = {
+        "trades": InputConfig(name="trades", path=bronze),
+        "rates": InputConfig(name="rates", path=bronze, optional=True),
+    }
     made = Recorded(TransformConfig(name="x", inputs=inputs, outputs=lakes.trades(bronze, lake).config.outputs))
     made.calls = []
     made.validate_inputs({"trades": None})
@@ -265,14 +286,19 @@ def test_context():
 class Summing(StatefulTransform):
     "Remembers a total."
     def transform(self, inputs, context):
-        total = self.get_state_value("total", default=0.0) + inputs["trades"].select(pl.col("amount").sum()).collect().item()
+        total = (
+            self.get_state_value("total", default=0.0)
+            + inputs["trades"].select(pl.col("amount").sum()).collect().item()
+        )
         self.update_state("total", total)
         return {"silver": pl.LazyFrame({"total": [total]})}
 
 
 def test_state_values(bronze, lake):
     made = Summing(lakes.trades(bronze, lake).config)
-    assert made.get_state_value("x") is None and made.get_state_value("x", default=3) == made.get_state_value("x", 3) == 3
+    assert (
+        made.get_state_value("x") is None and made.get_state_value("x", default=3) == made.get_state_value("x", 3) == 3
+    )
     made.update_state("x", 4)
     made.update_state("x", 5)
     assert made.get_state_value("x", default=3) == 5
@@ -285,14 +311,28 @@ def test_state_values(bronze, lake):
 
 def test_state_without_files(bronze, lake):
     made = Summing(lakes.trades(bronze, lake).config)
-    totals = [made.transform({"trades": tape().lazy()}, TransformContext())["silver"].collect()["total"][0] for _ in range(3)]
+    totals = [
+        made.transform({"trades": tape().lazy()}, TransformContext())["silver"].collect()["total"][0] for _ in range(3)
+    ]
     assert totals[1] == totals[0] + totals[0] and totals[2] == totals[1] + totals[0]
 
 
 def test_state_is_saved_and_loaded_exactly(bronze, lake, tmp_path):
-    values = {"none": None, "yes": True, "n": 2**70, "x": 0.1 + 0.2, "nan": float("nan"), "minus": -0.0, "text": "ünï\0", "empty": "",
-              "array": np.array([1.5, np.nan, -0.0]), "ints": np.array([-(2**63), 2**63 - 1]), "flags": np.array([True, False]),
-              "frame": tape().head(3), "nested": {"a": {"b": 1}, "c": "d"}}
+    values = {
+        "none": None,
+        "yes": True,
+        "n": 2**70,
+        "x": 0.1 + 0.2,
+        "nan": float("nan"),
+        "minus": -0.0,
+        "text": "ünï\0",
+        "empty": "",
+        "array": np.array([1.5, np.nan, -0.0]),
+        "ints": np.array([-(2**63), 2**63 - 1]),
+        "flags": np.array([True, False]),
+        "frame": tape().head(3),
+        "nested": {"a": {"b": 1}, "c": "d"},
+    }
     made = Summing(lakes.trades(bronze, lake).config)
     for k, v in values.items(): made.update_state(k, v)
     path = tmp_path / "deep/er/x.state"
@@ -322,7 +362,9 @@ def test_damaged_and_foreign_states(bronze, lake, tmp_path):
     assert made.get_state_value("x") == "some text"
 
 
-@pytest.mark.parametrize("value", [object(), [1, 2], {"a": {1, 2}}, np.zeros((2, 2)), np.array(["a"], object), dt.date(2024, 1, 1)])
+@pytest.mark.parametrize(
+    "value", [object(), [1, 2], {"a": {1, 2}}, np.zeros((2, 2)), np.array(["a"], object), dt.date(2024, 1, 1)]
+)
 def test_states_hold_plain_values_only(bronze, lake, tmp_path, value):
     made = Summing(lakes.trades(bronze, lake).config)
     made.update_state("x", value)
@@ -365,7 +407,8 @@ def test_registry(bronze, lake):
 
 
 def test_registry_refuses():
-    with pytest.raises(UnknownTransformError, match="Did you mean 'trades_features'") as caught: get_transform("trade_features")
+    with pytest.raises(UnknownTransformError, match="Did you mean 'trades_features'") as caught:
+        get_transform("trade_features")
     assert caught.value.exit_code == 2
     with pytest.raises(TransformError, match="belongs to"): register_transform("trades_features")(Recorded)
     with pytest.raises(TransformError, match="one word"): register_transform("two words")
@@ -394,14 +437,21 @@ def test_unknown_keys(make, text):
     with pytest.raises(ConfigError, match=text): make()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: InputConfig(name="", path="x"), lambda: InputConfig(name="x", path="x", format="xlsx"),
-    lambda: InputConfig(name="x", path="x", extra="drop"), lambda: OutputConfig(name="x", path=""),
-    lambda: OutputConfig(name="x", path="a/b", compression="zstd", compression_level=23),
-    lambda: OutputConfig(name="x", path="a/b", compression="snappy", compression_level=3),
-    lambda: OutputConfig(name="x", path="a/b", partition_cols=["day", "day"]),
-    lambda: OutputConfig(name="x", path="a/b", mode="replace"), lambda: OutputConfig(name="x", path="a/b", row_group_size=0),
-    lambda: TransformConfig(name="t", inputs={"a": InputConfig(name="b", path="x")}, outputs={})])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InputConfig(name="", path="x"),
+        lambda: InputConfig(name="x", path="x", format="xlsx"),
+        lambda: InputConfig(name="x", path="x", extra="drop"),
+        lambda: OutputConfig(name="x", path=""),
+        lambda: OutputConfig(name="x", path="a/b", compression="zstd", compression_level=23),
+        lambda: OutputConfig(name="x", path="a/b", compression="snappy", compression_level=3),
+        lambda: OutputConfig(name="x", path="a/b", partition_cols=["day", "day"]),
+        lambda: OutputConfig(name="x", path="a/b", mode="replace"),
+        lambda: OutputConfig(name="x", path="a/b", row_group_size=0),
+        lambda: TransformConfig(name="t", inputs={"a": InputConfig(name="b", path="x")}, outputs={}),
+    ],
+)
 def test_wrong_values(make):
     with pytest.raises(ConfigError) as caught: make()
     assert caught.value.exit_code == 2
@@ -423,20 +473,45 @@ def test_config_is_immutable(bronze, lake):
 
 
 def test_feature_config():
-    config = FeatureConfig(categories={FeatureCategory.STRUCTURAL, FeatureCategory.DYNAMIC, FeatureCategory.ROLLING},
-                           depth_levels=20, rolling_windows=[5, 15, 60, 300, 900], ofi_decay_alpha=0.5, vpin_bucket_size=1.0)
-    assert config == FeatureConfig() and hash(config) == hash(FeatureConfig()) and config.hash() == FeatureConfig().hash()
+    config = FeatureConfig(
+        categories={FeatureCategory.STRUCTURAL, FeatureCategory.DYNAMIC, FeatureCategory.ROLLING},
+        depth_levels=20,
+        rolling_windows=[5, 15, 60, 300, 900],
+        ofi_decay_alpha=0.5,
+        vpin_bucket_size=1.0,
+    )
+    assert (
+        config == FeatureConfig() and hash(config) == hash(FeatureConfig()) and config.hash() == FeatureConfig().hash()
+    )
     assert FeatureConfig(rolling_windows=[60, 5, 60]).rolling_windows == (5, 60)
-    assert FeatureConfig(categories=["Rolling", "STRUCTURAL"]).categories == {FeatureCategory.ROLLING, FeatureCategory.STRUCTURAL}
+    assert FeatureConfig(categories=["Rolling", "STRUCTURAL"]).categories == {
+        FeatureCategory.ROLLING,
+        FeatureCategory.STRUCTURAL,
+    }
     assert FeatureConfig(max_gap_s=1).hash(["rolling_windows"]) == config.hash(["rolling_windows"])
     assert FeatureConfig(max_gap_s=1).hash() != config.hash()
 
 
-@pytest.mark.parametrize("wrong", [
-    {"categories": ["volume"]}, {"depth_levels": 0}, {"depth_levels": "20"}, {"depth_levels": True}, {"rolling_windows": [0]},
-    {"rolling_windows": [1.5]}, {"ofi_decay_alpha": float("nan")}, {"ofi_decay_alpha": float("inf")}, {"max_bad_fraction": 1.1},
-    {"max_bad_fraction": -0.1}, {"clock": "collected_at"}, {"spread_tight_percentile": 0.9}, {"output_dtype": "float16"},
-    {"overrides": {"BTC-USDT": {"max_gap": 1}}}, {"vpin_bucket_size": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"categories": ["volume"]},
+        {"depth_levels": 0},
+        {"depth_levels": "20"},
+        {"depth_levels": True},
+        {"rolling_windows": [0]},
+        {"rolling_windows": [1.5]},
+        {"ofi_decay_alpha": float("nan")},
+        {"ofi_decay_alpha": float("inf")},
+        {"max_bad_fraction": 1.1},
+        {"max_bad_fraction": -0.1},
+        {"clock": "collected_at"},
+        {"spread_tight_percentile": 0.9},
+        {"output_dtype": "float16"},
+        {"overrides": {"BTC-USDT": {"max_gap": 1}}},
+        {"vpin_bucket_size": 0},
+    ],
+)
 def test_feature_config_refuses(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))): FeatureConfig(**wrong)
 
@@ -463,7 +538,11 @@ def test_float32_output(bronze, lake):
     run(lakes.trades(bronze, lake), features=FeatureConfig(rolling_windows=(5, 60, 900), output_dtype="float32"))
     silver, full = dataset(lake / "silver/trades"), features(trades=tape(), config=SMALL)
     assert silver.schema["vwap_60s"] == pl.Float32 and silver.schema["price"] == pl.Float64
-    assert_frame_equal(silver.select("vwap_60s", "log_return"), full.select(pl.col("vwap_60s", "log_return").cast(pl.Float32)), check_exact=True)
+    assert_frame_equal(
+        silver.select("vwap_60s", "log_return"),
+        full.select(pl.col("vwap_60s", "log_return").cast(pl.Float32)),
+        check_exact=True,
+    )
 
 
 def test_config_file_errors_name_the_line(tmp_path):
@@ -478,20 +557,42 @@ def test_config_file_errors_name_the_line(tmp_path):
 
 # ---- filters
 
-ROWS = pl.DataFrame({
-    "exchange": ["binance", "binance", "kraken", "binance"], "symbol": ["BTC-USDT", "BTC/USDT", "BTC-USDT", "ETH-USDT"],
-    "year": [2025] * 4, "month": [11, 12, 12, 12], "day": [30, 1, 15, 16],
-    "capture_ts": pl.Series([dt.datetime(2025, 11, 30, 23, 59, 59, 999_999), dt.datetime(2025, 12, 1),
-                             dt.datetime(2025, 12, 15, 23, 59, 59, 999_999), dt.datetime(2025, 12, 16)]).dt.replace_time_zone("UTC")})
+ROWS = pl.DataFrame(
+    {
+        "exchange": ["binance", "binance", "kraken", "binance"],
+        "symbol": ["BTC-USDT", "BTC/USDT", "BTC-USDT", "ETH-USDT"],
+        "year": [2025] * 4,
+        "month": [11, 12, 12, 12],
+        "day": [30, 1, 15, 16],
+        "capture_ts": pl.Series(
+            [
+                dt.datetime(2025, 11, 30, 23, 59, 59, 999_999),
+                dt.datetime(2025, 12, 1),
+                dt.datetime(2025, 12, 15, 23, 59, 59, 999_999),
+                dt.datetime(2025, 12, 16),
+            ]
+        ).dt.replace_time_zone("UTC"),
+    }
+)
 
 
-@pytest.mark.parametrize(("spec", "rows"), [
-    (FilterSpec(), [0, 1, 2, 3]), (FilterSpec(exchange="binance"), [0, 1, 3]), (FilterSpec(exchange=["kraken", "okx"]), [2]),
-    (FilterSpec(symbol="BTC/USDT"), [0, 1, 2]), (FilterSpec(symbol="BTC-USDT"), [0, 2]), (FilterSpec(symbol=("ETH-USDT", "X")), [3]),
-    (FilterSpec(year=2025, month=12, day=[1, 16]), [1, 3]), (FilterSpec(month=[11]), [0]),
-    (FilterSpec(start_date="2025-12-01", end_date="2025-12-15"), [1, 2]), (FilterSpec(start_date="2025-12-16"), [3]),
-    (FilterSpec(end_date=dt.date(2025, 11, 30)), [0]),
-    (FilterSpec(exchange="binance", start_date="2025-12-01", end_date="2025-12-01"), [1])])
+@pytest.mark.parametrize(
+    ("spec", "rows"),
+    [
+        (FilterSpec(), [0, 1, 2, 3]),
+        (FilterSpec(exchange="binance"), [0, 1, 3]),
+        (FilterSpec(exchange=["kraken", "okx"]), [2]),
+        (FilterSpec(symbol="BTC/USDT"), [0, 1, 2]),
+        (FilterSpec(symbol="BTC-USDT"), [0, 2]),
+        (FilterSpec(symbol=("ETH-USDT", "X")), [3]),
+        (FilterSpec(year=2025, month=12, day=[1, 16]), [1, 3]),
+        (FilterSpec(month=[11]), [0]),
+        (FilterSpec(start_date="2025-12-01", end_date="2025-12-15"), [1, 2]),
+        (FilterSpec(start_date="2025-12-16"), [3]),
+        (FilterSpec(end_date=dt.date(2025, 11, 30)), [0]),
+        (FilterSpec(exchange="binance", start_date="2025-12-01", end_date="2025-12-01"), [1]),
+    ],
+)
 def test_polars_filter(spec, rows):
     found = ROWS.with_row_index("i").lazy().filter(spec.to_polars_filter()).collect()["i"].to_list()
     assert found == rows
@@ -503,16 +604,35 @@ def test_polars_filter_by_the_exchange_clock():
     assert frame.filter(spec.to_polars_filter("timestamp")).height == 2
 
 
-@pytest.mark.parametrize("wrong", [
-    {"start_date": "2025-12-02", "end_date": "2025-12-01"}, {"start_date": "yesterday"}, {"month": 13}, {"month": "12"}, {"day": 0},
-    {"symbol": ""}, {"symbol": []}, {"exchange": 5}, {"hour": 24}, {"start_date": dt.datetime(2025, 1, 1)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start_date": "2025-12-02", "end_date": "2025-12-01"},
+        {"start_date": "yesterday"},
+        {"month": 13},
+        {"month": "12"},
+        {"day": 0},
+        {"symbol": ""},
+        {"symbol": []},
+        {"exchange": 5},
+        {"hour": 24},
+        {"start_date": dt.datetime(2025, 1, 1)},
+    ],
+)
 def test_filters_refuse(wrong):
     with pytest.raises(ConfigError): FilterSpec(**wrong)
 
 
-@pytest.mark.parametrize(("spec", "days"), [
-    (FilterSpec(start_date="2024-08-09", end_date="2024-08-10"), [9, 10]), (FilterSpec(day=[8, 11]), [8, 11]),
-    (FilterSpec(end_date="2024-08-08"), [8]), (FilterSpec(year=2024, month=8, day=9), [9]), (FilterSpec(start_date="2024-08-11"), [11])])
+@pytest.mark.parametrize(
+    ("spec", "days"),
+    [
+        (FilterSpec(start_date="2024-08-09", end_date="2024-08-10"), [9, 10]),
+        (FilterSpec(day=[8, 11]), [8, 11]),
+        (FilterSpec(end_date="2024-08-08"), [8]),
+        (FilterSpec(year=2024, month=8, day=9), [9]),
+        (FilterSpec(start_date="2024-08-11"), [11]),
+    ],
+)
 def test_date_ranges_through_the_executor(tmp_path, lake, spec, days):
     for d in (8, 9, 10, 11): put(tmp_path / "b", tape(d, n=5), d)
     report = run(lakes.trades(tmp_path / "b", lake), spec, cold_start=True)
@@ -520,7 +640,8 @@ def test_date_ranges_through_the_executor(tmp_path, lake, spec, days):
 
 
 def test_lists_through_the_executor(tmp_path, lake):
-    for stream in (BTC, ETH, ("kraken", "BTC-USDT"), ("binance", "SOL-USDT")): put(tmp_path / "b", tape(stream=stream), stream=stream)
+    for stream in (BTC, ETH, ("kraken", "BTC-USDT"), ("binance", "SOL-USDT")):
+        put(tmp_path / "b", tape(stream=stream), stream=stream)
     spec = FilterSpec(exchange=["binance", "okx"], symbol=["BTC/USDT", "SOL-USDT"])
     report = run(lakes.trades(tmp_path / "b", lake), spec)
     assert [u.partition for u in report.units] == [leaf(), leaf(stream=("binance", "SOL-USDT"))]
@@ -528,13 +649,21 @@ def test_lists_through_the_executor(tmp_path, lake):
 
 # ---- enumerations
 
-@pytest.mark.parametrize(("kind", "words"), [
-    (enums.DataTier, "bronze silver gold"), (enums.DataFormat, "parquet ndjson csv"),
-    (enums.WriteMode, "append overwrite overwrite_partition merge"), (enums.CompressionCodec, "zstd snappy gzip lz4"),
-    (enums.FeatureCategory, "structural dynamic rolling bars advanced"), (enums.ProcessingMode, "batch streaming hybrid")])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (enums.DataTier, "bronze silver gold"),
+        (enums.DataFormat, "parquet ndjson csv"),
+        (enums.WriteMode, "append overwrite overwrite_partition merge"),
+        (enums.CompressionCodec, "zstd snappy gzip lz4"),
+        (enums.FeatureCategory, "structural dynamic rolling bars advanced"),
+        (enums.ProcessingMode, "batch streaming hybrid"),
+    ],
+)
 def test_enums(kind, words):
     assert [m.value for m in kind] == words.split() and [m.name for m in kind] == words.upper().split()
-    for m in kind: assert kind(m.value) is kind(m.name) is kind(f" {m.name.title()} ") is m and m == m.value and f"{m}" == m.value
+    for m in kind:
+        assert kind(m.value) is kind(m.name) is kind(f" {m.name.title()} ") is m and m == m.value and f"{m}" == m.value
     with pytest.raises(ValueError, match="expected one of"): kind("nothing")
     with pytest.raises(ValueError, match="Did you mean"): kind(words.split()[0] + "s")
     for wrong in (None, 1, ""):
@@ -570,7 +699,10 @@ def test_codecs(bronze, lake, codec):
     run(lakes.trades(bronze, lake, compression=codec, row_group_size=100))
     path = lake / "silver/trades" / leaf() / "part-0.parquet"
     meta = pq.ParquetFile(path).metadata
-    assert {meta.row_group(0).column(i).compression for i in range(meta.num_columns)} <= {codec.name, "LZ4_RAW" if codec == "lz4" else codec.name}
+    assert {meta.row_group(0).column(i).compression for i in range(meta.num_columns)} <= {
+        codec.name,
+        "LZ4_RAW" if codec == "lz4" else codec.name,
+    }
     assert meta.num_row_groups == 5
     plain = features(trades=tape(), config=SMALL)
     assert_frame_equal(dataset(lake / "silver/trades"), plain, check_exact=True)

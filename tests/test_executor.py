@@ -1,5 +1,6 @@
-"Incremental runs: what is computed again and what is not, what is left after a failure, and the same bytes any way round."
+"Incremental runs: what is computed again and what is not, what a failure leaves, and the same bytes any way round."
 import os
+import time
 
 import lakes
 import polars as pl
@@ -97,7 +98,11 @@ def test_later_day_closes_the_last_bar(bronze, tmp_path, lake):
     part = tmp_path / "part"
     put(part, tape(8), 8)
     run(lakes.trades(part, lake))
-    def gold(): return run(lakes.bars(lake / "silver/trades", lake), features=SMALL.model_copy(update={"bar_durations": (3600,)}))
+
+    def gold():
+        return run(
+            lakes.bars(lake / "silver/trades", lake), features=SMALL.model_copy(update={"bar_durations": (3600,)})
+        )
     gold()
     path = lake / "gold/trades_bars/3600s" / leaf(8)
     before = dataset(path)
@@ -106,7 +111,10 @@ def test_later_day_closes_the_last_bar(bronze, tmp_path, lake):
     assert [(u.status, u.reason) for u in run(lakes.trades(part, lake)).units] == [
         ("done", "up to date"), ("written", "no output yet")]
     report = gold()
-    assert [(u.status, u.reason) for u in report.units] == [("written", "the input changed"), ("written", "no output yet")]
+    assert [(u.status, u.reason) for u in report.units] == [
+        ("written", "the input changed"),
+        ("written", "no output yet"),
+    ]
     after = dataset(path)
     assert after["is_complete"].all()
     assert_frame_equal(after.drop("is_complete"), before.drop("is_complete"), check_exact=True)
@@ -235,7 +243,12 @@ def test_state_path_of_another_config_is_refused(bronze, tmp_path, lake):
     states = tmp_path / "states"
     run(lakes.trades(bronze, lake), FilterSpec(day=8), state_path=states)
     with pytest.raises(StateError, match="another config"):
-        run(lakes.trades(bronze, tmp_path / "other"), FilterSpec(day=9), FeatureConfig(rolling_windows=(5,)), state_path=states)
+        run(
+            lakes.trades(bronze, tmp_path / "other"),
+            FilterSpec(day=9),
+            FeatureConfig(rolling_windows=(5,)),
+            state_path=states,
+        )
 
 
 # ---- the same bytes
@@ -287,7 +300,9 @@ def test_broken_stream_stops_alone(bronze, lake):
     assert statuses(report) == ["written", "written", "written", "failed", "skipped"]
     assert not report.success and [u.partition for u in report.failed] == [leaf(9, ETH)]
     assert leaf(9, ETH) in report.units[4].reason
-    assert sorted(silver_files(lake)) == sorted(f"silver/trades/{x}/part-0.parquet" for x in (leaf(8), leaf(9), leaf(8, ETH)))
+    assert sorted(silver_files(lake)) == sorted(
+        f"silver/trades/{x}/part-0.parquet" for x in (leaf(8), leaf(9), leaf(8, ETH))
+    )
     assert lakes.leftovers(lake) == []
     put(bronze, tape(9, stream=ETH), 9, ETH)
     assert statuses(run(lakes.trades(bronze, lake))) == ["done", "done", "done", "written", "written"]
@@ -324,8 +339,16 @@ def faulty(bronze, lake, fault, day=9):
 def test_error_within_the_rows_leaves_nothing(bronze, lake):
     with pytest.raises(BaseException, match="boom") as caught: run(faulty(bronze, lake, RuntimeError))
     assert statuses(caught.value.report) == ["written", "failed"]
-    assert lakes.leftovers(lake) == []
+    assert [p for p in lakes.leftovers(lake) if "/states/" not in p] == []
     assert list(silver_files(lake)) == [f"silver/trades/{leaf(8)}/part-0.parquet"]
+
+
+def test_nothing_writes_on_after_a_failed_run(bronze, lake):
+    "When the error is raised, all is over: no state of the failed day appears, now or later."
+    with pytest.raises(BaseException, match="boom"): run(faulty(bronze, lake, RuntimeError))
+    time.sleep(0.5)
+    named = lakes.footer(lake / "silver/trades", 8)["state"]
+    assert [p.name for p in (lake / ".daedalus/silver/trades/states").iterdir()] == [f"{named}.state"]
 
 
 class Interrupted(TradesFeatureTransform):
@@ -348,7 +371,9 @@ def test_interrupt_leaves_nothing(bronze, lake, kind):
     made = kind(lakes.trades(bronze, lake).config)
     made.finalize = lambda context: done.append(context.execution_id)
     # polars wraps what is raised in the callback that makes the footer
-    with pytest.raises((KeyboardInterrupt, pl.exceptions.ComputeError), match=None if kind is Interrupted else "KeyboardInterrupt"):
+    with pytest.raises(
+        (KeyboardInterrupt, pl.exceptions.ComputeError), match=None if kind is Interrupted else "KeyboardInterrupt"
+    ):
         run(made)
     assert len(done) == 1 and lakes.leftovers(lake) == []
     assert list(silver_files(lake)) == [f"silver/trades/{leaf(8)}/part-0.parquet"]
@@ -387,8 +412,15 @@ class Two(BaseTransform):
 
 def test_a_day_without_its_second_input_is_a_transform_error(bronze, tmp_path, lake):
     put(tmp_path / "rates", pl.DataFrame({"rate": [1.0]}), 8)
-    inputs = {"trades": InputConfig(name="trades", path=bronze), "rates": InputConfig(name="rates", path=tmp_path / "rates")}
-    made = Two(TransformConfig(name="two", inputs=inputs, outputs={"silver": OutputConfig(name="silver", path=lake / "silver/two")}))
+    inputs = {
+        "trades": InputConfig(name="trades", path=bronze),
+        "rates": InputConfig(name="rates", path=tmp_path / "rates"),
+    }
+    made = Two(
+        TransformConfig(
+            name="two", inputs=inputs, outputs={"silver": OutputConfig(name="silver", path=lake / "silver/two")}
+        )
+    )
     with pytest.raises(TransformError, match="rates") as caught: run(made)
     assert statuses(caught.value.report) == ["written", "failed"]
 
@@ -426,12 +458,17 @@ def test_zero_rows_are_a_partition_with_a_footer(bronze, lake):
     path = lake / "silver/trades" / leaf(9) / "part-0.parquet"
     empty = pl.read_parquet(path, hive_partitioning=False)
     assert empty.height == 0
-    assert empty.schema == pl.read_parquet(lake / "silver/trades" / leaf(8) / "part-0.parquet", hive_partitioning=False).schema
+    assert (
+        empty.schema
+        == pl.read_parquet(lake / "silver/trades" / leaf(8) / "part-0.parquet", hive_partitioning=False).schema
+    )
     eight, nine, ten = (lakes.footer(lake / "silver/trades", d) for d in (8, 9, 10))
     assert nine["state"] == eight["state"] and nine["parent"] == eight["state"] and ten["parent"] == nine["state"]
     assert set(nine) == set(eight)
     run(lakes.bars(lake / "silver/trades", lake))
-    assert pl.read_parquet(lake / "gold/trades_bars/60s" / leaf(9) / "part-0.parquet", hive_partitioning=False).height == 0
+    assert (
+        pl.read_parquet(lake / "gold/trades_bars/60s" / leaf(9) / "part-0.parquet", hive_partitioning=False).height == 0
+    )
 
 
 def test_input_without_a_row(bronze, lake):
@@ -441,7 +478,9 @@ def test_input_without_a_row(bronze, lake):
 
 def test_partitions_of_an_hour(tmp_path, lake):
     root, whole = tmp_path / "hours", pl.concat([tape(8), tape(9)])
-    for (stamp,), part in whole.with_columns(pl.col("capture_ts").dt.truncate("1h").alias("h")).partition_by("h", as_dict=True).items():
+    for (stamp,), part in (
+        whole.with_columns(pl.col("capture_ts").dt.truncate("1h").alias("h")).partition_by("h", as_dict=True).items()
+    ):
         put(root, part.drop("h"), stamp.day, hour=stamp.hour)
     report = run(lakes.trades(root, lake))
     assert statuses(report) == ["written"] * 48
@@ -480,7 +519,8 @@ def bars_of_days(tmp_path, days: dict[int, pl.DataFrame], durations, channel="tr
     config = FeatureConfig(rolling_windows=(5,), bar_durations=durations, **more)
     run(getattr(lakes, channel)(bronze, lake), features=config)
     run(lakes.bars(lake / f"silver/{channel}", lake, channel), features=config)
-    for d in durations: assert_bars_equal(lake / f"gold/{channel}_bars/{d}s", pl.concat(days.values()), d, channel, **more)
+    for d in durations:
+        assert_bars_equal(lake / f"gold/{channel}_bars/{d}s", pl.concat(days.values()), d, channel, **more)
     return lake
 
 
@@ -509,7 +549,7 @@ def test_bars_of_one_length_do_not_depend_on_the_other_lengths(tmp_path):
 
 
 def test_bar_that_starts_in_a_day_without_a_partition(tmp_path):
-    "100000 s bars start at 8/7 04:53:20, 8/8 08:40:00, 8/9 12:26:40, 8/10 16:13:20: the third has trades on the 10th only."
+    "Bars start at 8/7 04:53:20, 8/8 08:40:00, 8/9 12:26:40, 8/10 16:13:20: the third has trades on the 10th only."
     days = {8: tape(8, seconds=[30_000.0, 60_000.0]), 10: tape(10, seconds=[100.0, 200.0, 50_000.0, 80_000.0])}
     bars_of_days(tmp_path, days, (100_000,))
 
@@ -538,7 +578,11 @@ def test_fill_empty_over_day_edges(tmp_path, channel):
     bars = dataset(lake / f"gold/{channel}_bars/900s")
     assert bars["bar_start"].diff().drop_nulls().unique().dt.total_seconds().to_list() == [900]
     empty = bars.filter(n_obs=0)
-    assert empty.height == bars.height - 6 and empty["close"].null_count() == 0 and empty["realized_variance"].null_count() == empty.height
+    assert (
+        empty.height == bars.height - 6
+        and empty["close"].null_count() == 0
+        and empty["realized_variance"].null_count() == empty.height
+    )
 
 
 def test_fill_empty_over_a_day_without_a_partition(tmp_path):
@@ -554,7 +598,9 @@ def test_clock_timestamp_features(tmp_path, lake):
     for d, frame in zip((8, 9), days, strict=True): put(root, frame, d)
     config = FeatureConfig(rolling_windows=(5, 60, 900), clock="timestamp")
     run(lakes.trades(root, lake), features=config)
-    assert_frame_equal(dataset(lake / "silver/trades"), features(trades=pl.concat(days), config=config), check_exact=True)
+    assert_frame_equal(
+        dataset(lake / "silver/trades"), features(trades=pl.concat(days), config=config), check_exact=True
+    )
 
 
 @pytest.mark.parametrize("lag_ms", [1500, -1270])
@@ -566,7 +612,13 @@ def test_clock_timestamp_bars(tmp_path, lag_ms):
 
 
 def test_clock_timestamp_rejects_rows_without_one(tmp_path, lake):
-    put(tmp_path / "bronze", tape(8, n=3000).with_row_index("i").with_columns(timestamp=pl.when(pl.col("i") != 9).then("timestamp")).drop("i"))
+    put(
+        tmp_path / "bronze",
+        tape(8, n=3000)
+        .with_row_index("i")
+        .with_columns(timestamp=pl.when(pl.col("i") != 9).then("timestamp"))
+        .drop("i"),
+    )
     config = FeatureConfig(rolling_windows=(5,), clock="timestamp")
     report = run(lakes.trades(tmp_path / "bronze", lake), features=config)
     assert report.units[0].quarantined == 1

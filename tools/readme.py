@@ -44,22 +44,28 @@ def fence(body: str, lang: str = "") -> str:
     return f"{ticks}{lang}\n{body.strip(chr(10))}\n{ticks}"
 
 
-def picture(data: dict, name: str, folder: str, files: dict) -> str | None:
+def alt_text(marks: list[str]) -> str:
+    "What the mark `fig-alt` of a cell says of its picture."
+    found = next((m.split(":", 1)[1] for m in marks if m.startswith("fig-alt:")), "")
+    return found.strip().strip('"')
+
+
+def picture(data: dict, name: str, folder: str, files: dict, alt: str) -> str | None:
     "Markdown for the picture in an output, whose bytes go to `files`; None if it has none."
     mime = next((m for m in IMAGES if m in data), None)
     if mime is None: return None
     path = f"{folder}/images/{name}.{IMAGES[mime]}"
     raw = text(data[mime])
     files[path] = raw.encode() if mime == "image/svg+xml" else base64.b64decode(raw)
-    return f"![]({path})"
+    return f"![{alt}]({path})"
 
 
-def output(out: dict, name: str, folder: str, files: dict) -> str | None:
+def output(out: dict, name: str, folder: str, files: dict, alt: str = "") -> str | None:
     "One output as markdown: picture, markdown, else plain text (a frame's text, not its HTML)."
     if out["output_type"] == "stream":
         return fence(ANSI.sub("", text(out["text"]))) if out["name"] == "stdout" else None
     data = out.get("data", {})
-    if shown := picture(data, name, folder, files): return shown
+    if shown := picture(data, name, folder, files, alt): return shown
     if "text/markdown" in data: return rebase(text(data["text/markdown"]), folder).strip()
     if "text/plain" in data: return fence(ANSI.sub("", text(data["text/plain"])))
     return text(data["text/html"]).strip() if "text/html" in data else None
@@ -75,7 +81,7 @@ def cell_blocks(cell: dict, stem: str, folder: str, files: dict) -> list[str]:
     code = DIRECTIVE.sub("", source).strip("\n")
     blocks = [fence(code, "python")] if code.strip() and "echo: false" not in marks else []
     names = (f"{stem}-{cell['id']}-{i}" for i in range(len(cell["outputs"])))
-    return blocks + [b for o, n in zip(cell["outputs"], names, strict=True) if (b := output(o, n, folder, files))]
+    return blocks + [b for o, n in zip(cell["outputs"], names, strict=True) if (b := output(o, n, folder, files, alt_text(marks)))]
 
 
 def render(nb: Path, root: Path = ROOT) -> dict[str, bytes]:
