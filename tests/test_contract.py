@@ -85,7 +85,7 @@ def process_bars(channel, parts, cfg, *, restart=False) -> dict[int, pl.DataFram
     for part in parts:
         for d, bars in processor.process(part).items(): out[d].append(bars)
         if restart: processor = BarsProcessor(channel, cfg, DURATIONS, through_bytes(processor.state()))
-    return {d: pl.concat([*out[d], processor.open_bars()[d]]) for d in DURATIONS}
+    return {d: processor.frame(d, out[d]) for d in DURATIONS}
 
 
 # ---- comparing
@@ -751,7 +751,7 @@ def test_bars_do_not_depend_on_the_other_durations(channel):
     rows, cfg = frame(channel, LONG[channel]), config()
     for d, bars in process_bars(channel, [rows], cfg).items():
         alone = BarsProcessor(channel, cfg, (d,))
-        same(pl.concat([alone.process(rows)[d], alone.open_bars()[d]]), bars)
+        same(alone.frame(d, [alone.process(rows)[d]]), bars)
 
 
 @both

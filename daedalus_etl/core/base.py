@@ -6,8 +6,10 @@
 from __future__ import annotations
 import copy, hashlib, sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +26,17 @@ __all__ = ['Notes', 'TransformContext', 'BaseTransform', 'code_hash', 'StatefulT
 class Notes:
     "What a transform noticed about the rows of one unit: counts for the report, rows for the quarantine."
     duplicates: int = 0                                          # repeated rows that were dropped
+    disordered: int = 0                                          # rows that stood behind a later one and were sorted
+    failed: bool = False                                         # the rows could not be produced to their end
     quarantined: list = field(default_factory=list)              # frames with `reason`, `row` and the original values
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        "Around the making of rows: whoever writes the end of a file must know that they did not come to an end."
+        try: yield
+        except BaseException:
+            self.failed = True
+            raise
 
 @dataclass(frozen=True)
 class TransformContext:
@@ -34,6 +46,8 @@ class TransformContext:
     filter_spec: FilterSpec | None = None
     stream: tuple[str, str] | None = None                        # (exchange, symbol) if the inputs hold just that one
     partition: Any = None                                        # the partition that the inputs are, if they are one
+    has_past: bool = False                                       # the stream has a partition before it
+    until: datetime | None = None                                # where the stream's next partition begins; None for its last one
     lookahead: Mapping[str, Any] = field(default_factory=dict)   # iterators over the stream's later partitions (LazyFrames), by input, for transforms that ask
     limit_rows: int | None = None
     dry_run: bool = False
@@ -43,7 +57,6 @@ class TransformContext:
 class BaseTransform(ABC):
     "A declared function from named LazyFrames to named LazyFrames."
     parameters: ClassVar[tuple[str, ...] | None] = None      # fields of FeatureConfig that the outputs depend on; None: all
-    lookahead: ClassVar[bool] = False                        # wants the stream's later rows in `context.lookahead`
 
     def __init__(self, config: TransformConfig):
         self.config = config
@@ -72,6 +85,10 @@ class BaseTransform(ABC):
         where = f"transform {self.config.name!r}"
         if unknown: raise TransformError(f"{where}: undeclared {what} {sorted(unknown)}; declared: {sorted(declared)}", fix=did_you_mean(min(unknown), declared))
         if missing: raise TransformError(f"{where}: missing {what} {sorted(missing)}; declared: {sorted(declared)}")
+
+    def lookahead_s(self, features: FeatureConfig) -> float | None:
+        "How far beyond its partition (s) a unit looks at the stream's later rows, `context.lookahead`; None: not at all."
+        return None
 
     def datasets(self, context: TransformContext) -> list[str]:
         "Names of the datasets that a unit writes; the outputs' own names unless an output has several."

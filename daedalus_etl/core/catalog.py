@@ -11,7 +11,7 @@ from .enums import FeatureCategory
 from .errors import UnknownFeatureError, did_you_mean
 
 # %% auto #0
-__all__ = ['Column', 'declare', 'declare_alias', 'channels', 'Catalogue', 'select', 'schema_of', 'table']
+__all__ = ['Column', 'declare', 'declare_alias', 'channels', 'Catalogue', 'select', 'schema_of', 'asked_windows', 'table']
 
 # %% ../../nbs/00_core/05_catalog.ipynb #022cc213
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,11 @@ def schema_of(columns: Iterable[Column], float_dtype: str = "float64") -> dict[s
     "Polars schema of `columns`; Float64 features become Float32 where `float_dtype` says so."
     narrow = float_dtype == "float32"
     return {c.name: pl.Float32 if narrow and c.dtype == pl.Float64 else c.dtype for c in columns}
+
+def asked_windows(names: Iterable[str]) -> set[int]:
+    "The windows (s) that feature names such as `tfi_120s` ask for."
+    ends = (name.rpartition("_")[2] for name in names)
+    return {int(e[:-1]) for e in ends if e.endswith("s") and e[:-1].isdigit() and int(e[:-1]) > 0}
 
 # %% ../../nbs/00_core/05_catalog.ipynb #c08a9b76
 def table(catalogue: Catalogue) -> pl.DataFrame:

@@ -7,9 +7,10 @@ from __future__ import annotations
 import os, time, uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 from .base import BaseTransform, StatefulTransform, TransformContext
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
@@ -40,6 +41,7 @@ class Run:
     state_path: Path | None = None
     limit: int | None = None           # rows that are still to be taken; None: all
     dry_run: bool = False
+    stop: Event = field(default_factory=Event)      # set when the run is interrupted: no further unit is begun
 
     @property
     def limited(self) -> bool: return self.limit is not None
@@ -110,6 +112,7 @@ class Chain:
         "Go through the units; after a failed one the rest of the chain is skipped."
         stopped = ""
         for unit in self.units:
+            if self.run.stop.is_set(): return
             if self.run.limit == 0: stopped = "the row limit is reached"
             if stopped:
                 yield UnitReport(unit.partition.path, "skipped", stopped)
@@ -117,7 +120,7 @@ class Chain:
             report = self._one(unit)
             if report.status == "failed": stopped = f"follows the failed {unit.partition.path}"
             yield report
-        if not stopped and not self.run.dry_run: self.states.save_end()
+        if not stopped and not self.run.dry_run and not self.run.stop.is_set(): self.states.save_end()
 
     def _one(self, unit: Unit) -> UnitReport:
         try:
@@ -136,7 +139,9 @@ class Chain:
 
     def _compute(self, unit: Unit, parent: str, load: Callable[[], dict]) -> UnitReport:
         if self.stateful: self.transform.state = dict(load())
+        after = [files[0].partition.start for files in unit.following.values() if files]
         context = TransformContext(
+            has_past=unit.previous is not None, until=after[0] if after else None,
             feature_config=self.features, execution_id=self.run.execution_id, filter_spec=self.run.spec,
             stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
             lookahead={n: self._later(n, files) for n, files in unit.following.items() if files}, limit_rows=self.run.limit)
@@ -174,11 +179,11 @@ class TransformExecutor:
         _check_outputs(transform)
         began, execution_id = time.perf_counter(), uuid.uuid4().hex[:12]
         run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start, Path(state_path) if state_path else None, limit_rows, dry_run)
-        chains = [Chain(run, units) for units in find_units(transform.config, filter_spec, lookahead=transform.lookahead)]
+        chains = [Chain(run, units) for units in find_units(transform.config, filter_spec, lookahead_s=transform.lookahead_s(self.feature_config))]
         report = RunReport(transform.config.name, execution_id, dry_run, _folders(chains))
         context = TransformContext(feature_config=self.feature_config, execution_id=execution_id, filter_spec=filter_spec, limit_rows=limit_rows, dry_run=dry_run)
         transform.initialize(context)
-        try: report.units = self._run(chains, transform.config.name, 1 if run.limited else self.workers)
+        try: report.units = self._run(run, chains)
         finally: transform.finalize(context)
         report.seconds = time.perf_counter() - began
         return _raise_first(report)
@@ -187,13 +192,17 @@ class TransformExecutor:
         "What `execute` would do, without doing it."
         return self.execute(transform, filter_spec, dry_run=True, **kwargs)
 
-    def _run(self, chains: list[Chain], title: str, workers: int) -> list[UnitReport]:
+    def _run(self, run: Run, chains: list[Chain]) -> list[UnitReport]:
         from tqdm.auto import tqdm      # late: it looks for a notebook, which takes time
-        bar = tqdm(total=sum(len(c.units) for c in chains), desc=title, unit="part", disable=None if self.progress else True)
+        bar = tqdm(total=sum(len(c.units) for c in chains), desc=run.transform.config.name, unit="part", disable=None if self.progress else True)
         def work(chain: Chain) -> list[UnitReport]:
             return [r for r in chain.reports() if bar.update() or True]
-        with bar, ThreadPoolExecutor(max_workers=max(1, min(workers, len(chains)))) as pool:
-            return [r for reports in pool.map(work, chains) for r in reports]
+        with bar, ThreadPoolExecutor(max_workers=1 if run.limited else max(1, min(self.workers, len(chains)))) as pool:
+            try: return [r for reports in [f.result() for f in [pool.submit(work, c) for c in chains]] for r in reports]
+            except BaseException:      # interrupted: units under way are finished or dropped, none is begun
+                run.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
 # %% ../../nbs/40_run/03_executor.ipynb #2f80bba2
 def _check_outputs(transform: BaseTransform) -> None:

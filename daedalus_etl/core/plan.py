@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import groupby
 from .base import BaseTransform
 from .config import FeatureConfig, FilterSpec, TransformConfig
@@ -25,19 +26,19 @@ class Unit:
     partition: Partition
     inputs: Mapping[str, PartitionFiles]
     previous: Partition | None = None                    # the input's partition before this one
-    following: Mapping[str, tuple[PartitionFiles, ...]] = field(default_factory=dict)     # the later ones, by input
+    following: Mapping[str, tuple[PartitionFiles, ...]] = field(default_factory=dict)     # the later ones that it looks at, by input
 
-def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead: bool = False) -> list[list[Unit]]:
+def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead_s: float | None = None) -> list[list[Unit]]:
     "The chains of units that `spec` selects, by stream; neighbours outside of the selection are known to their units."
     (first, *rest) = config.inputs.values()
-    chosen = discover(first.path, spec, first.format)
+    chosen = discover(first.path, spec, first.format, allow_empty_files=True)
     streams = _streams_only(spec, chosen)
-    everything = discover(first.path, streams, first.format)
+    everything = discover(first.path, streams, first.format, allow_empty_files=True)
     others = {c.name: _by_partition(c, streams) for c in rest}
     chains = []
     for _, group in groupby(everything, key=lambda pf: (pf.partition.stream, pf.partition.dims)):
         chain, wanted = list(group), {pf.partition for pf in chosen}
-        units = [_unit(first.name, chain, i, others, lookahead) for i, pf in enumerate(chain) if pf.partition in wanted]
+        units = [_unit(first.name, chain, i, others, lookahead_s) for i, pf in enumerate(chain) if pf.partition in wanted]
         if units: chains.append(units)
     return chains
 
@@ -48,22 +49,28 @@ def _streams_only(spec: FilterSpec | None, chosen: list[PartitionFiles]) -> Filt
     return FilterSpec(**{k: v for k, v in names.items() if v})
 
 def _by_partition(config, spec: FilterSpec | None) -> dict[Partition, PartitionFiles]:
-    try: return {pf.partition: pf for pf in discover(config.path, spec, config.format)}
+    try: return {pf.partition: pf for pf in discover(config.path, spec, config.format, allow_empty_files=True)}
     except EmptyMatchError:
         if config.optional: return {}
         raise
 
-def _unit(name: str, chain: list[PartitionFiles], i: int, others: Mapping, lookahead: bool) -> Unit:
+def _unit(name: str, chain: list[PartitionFiles], i: int, others: Mapping, lookahead_s: float | None) -> Unit:
     pf = chain[i]
     inputs = {name: pf} | {n: found[pf.partition] for n, found in others.items() if pf.partition in found}
-    return Unit(pf.partition, inputs, chain[i - 1].partition if i else None, {name: tuple(chain[i + 1:])} if lookahead else {})
+    return Unit(pf.partition, inputs, chain[i - 1].partition if i else None, {name: _following(chain, i, lookahead_s)} if lookahead_s is not None else {})
+
+def _following(chain: list[PartitionFiles], i: int, lookahead_s: float) -> tuple[PartitionFiles, ...]:
+    "The partitions that begin within the horizon, and the first beyond: it tells that the time until it was seen."
+    horizon, after = chain[i].partition.end + timedelta(seconds=lookahead_s), chain[i + 1:]
+    near = sum(pf.partition.start < horizon for pf in after)
+    return tuple(after[:near + 1])
 
 # %% ../../nbs/40_run/01_plan.ipynb #94d85e1d
 def _digest(*parts: str) -> str: return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 def input_fingerprint(unit: Unit) -> str:
-    "Hash over the files of all inputs and of the next partition that the unit looks at."
-    ahead = [f"{n}+:{after[0].fingerprint}" for n, after in sorted(unit.following.items()) if after]
+    "Hash over the files of all inputs and of the later partitions that the unit looks at."
+    ahead = [f"{n}+:{pf.fingerprint}" for n, after in sorted(unit.following.items()) for pf in after]
     return _digest(*(f"{n}:{pf.fingerprint}" for n, pf in sorted(unit.inputs.items())), *ahead)
 
 @dataclass(frozen=True)

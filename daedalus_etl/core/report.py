@@ -26,6 +26,7 @@ class UnitReport:
     bytes: dict[str, int] = field(default_factory=dict)      # written bytes, by dataset
     seconds: float = 0.0               # wall
     duplicates: int = 0                # repeated rows that were dropped
+    disordered: int = 0                # rows that stood behind a later one and were sorted
     quarantined: int = 0               # rows that broke the contract and were set aside
     state: str | None = None           # hash of the state at the partition's end
     error: BaseException | None = None
@@ -65,14 +66,14 @@ class RunReport:
 
     def totals(self) -> dict[str, int]:
         "Rows read, repeats dropped, rows quarantined, and units by status."
-        counts = {k: sum(getattr(u, k) for u in self.units) for k in ("rows_in", "duplicates", "quarantined")}
+        counts = {k: sum(getattr(u, k) for u in self.units) for k in ("rows_in", "duplicates", "disordered", "quarantined")}
         return counts | {s: n for s in dict.fromkeys(u.status for u in self.units) if (n := sum(u.status == s for u in self.units))}
 
     def to_frame(self) -> pl.DataFrame:
         "One row per unit."
         return pl.DataFrame([{
             "partition": u.partition, "status": u.status, "rows in": u.rows_in, "rows out": sum(u.rows.values()), "MB": round(sum(u.bytes.values()) / 1e6, 2),
-            "seconds": round(u.seconds, 2), "duplicates": u.duplicates, "quarantined": u.quarantined, "reason": u.reason} for u in self.units])
+            "seconds": round(u.seconds, 2), "duplicates": u.duplicates, "disordered": u.disordered, "quarantined": u.quarantined, "reason": u.reason} for u in self.units])
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys(): raise KeyError(key)
@@ -90,7 +91,7 @@ def summary(report: RunReport) -> str:
     t = report.totals()
     busy = [u for u in report.units if u.status != "done"]
     head = f"**{report.transform}**: " + ", ".join(f"{t[s]} {s}" for s in ("new", "changed", "stale", "written", "failed", "skipped", "done") if s in t)
-    lines = [head + f"; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, {t['quarantined']:,} quarantined; {report.seconds:.1f} s", ""]
+    lines = [head + f"; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, {t['disordered']:,} out of order, {t['quarantined']:,} quarantined; {report.seconds:.1f} s", ""]
     if busy: lines += ["| partition | status | rows in | rows out | MB | s | why |", "|---|---|--:|--:|--:|--:|---|"]
     for u in busy[:SHOWN]:
         lines.append(f"| {u.partition} | {u.status} | {u.rows_in:,} | {sum(u.rows.values()):,} | {sum(u.bytes.values()) / 1e6:.2f} | {u.seconds:.2f} | {u.reason} |")

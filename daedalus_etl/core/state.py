@@ -33,7 +33,7 @@ def decode_leaf(kind: str, data: bytes):
     "The value of one leaf; the reverse of `encode_leaf`."
     if kind.startswith("array"): return np.frombuffer(data, np.dtype(kind[5:])).copy()
     plain = {"none": lambda b: None, "bool": lambda b: b != b"\0", "int": lambda b: int(b), "str": bytes.decode,
-             "float": lambda b: struct.unpack("<d", b)[0], "frame": lambda b: pl.read_ipc(io.BytesIO(b), memory_map=False)}
+             "float": lambda b: struct.unpack("<d", b)[0], "frame": lambda b: pl.read_ipc(io.BytesIO(b))}
     if kind not in plain: raise StateError(f"unknown kind of state value {kind!r}: written by a newer version")
     return plain[kind](data)
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/20_features/05_bars.ipynb #7aec1fff
 from __future__ import annotations
 import math
+from collections.abc import Iterable
 import numpy as np
 import polars as pl
 from ..core.catalog import Column, declare
@@ -180,15 +181,17 @@ class BarsProcessor:
         self.bars = {d: np.zeros(1, TRADE_BAR if channel == "trades" else QUOTE_BAR) for d in self.durations}
         if state: self._restore(state)
 
-    def process(self, frame: pl.DataFrame) -> dict[int, pl.DataFrame]:
-        "Take the rows of `frame` (in order) in; returns the bars that they closed, by duration."
+    def process(self, frame: pl.DataFrame) -> dict[int, np.ndarray]:
+        "Take the rows of `frame` (in order) in; returns the records of the bars that they closed, by duration."
         t = frame.select(clock_us(self.config.clock)).to_series().to_numpy()
         take = self._trades(t, frame) if self.channel == "trades" else self._quotes(t, frame)
-        return {d: bar_frame(self._closed(d, t, take), self.channel, d, complete=True) for d in self.durations}
+        return {d: self._closed(d, t, take) for d in self.durations}
 
-    def open_bars(self) -> dict[int, pl.DataFrame]:
-        "The bars that are not over yet, by duration; empty before the first row."
-        return {d: bar_frame(self._settled(d)[self.bars[d]["n"] > 0], self.channel, d, complete=False) for d in self.durations}
+    def frame(self, d: int, closed: Iterable[np.ndarray]) -> pl.DataFrame:
+        "The `closed` bars of `d` seconds, as `process` returned them, and the one that is still open, as columns."
+        done = np.concatenate([np.empty(0, self.bars[d].dtype), *closed])
+        now = self._settled(d)[self.bars[d]["n"] > 0]
+        return pl.concat([bar_frame(done, self.channel, d, complete=True), bar_frame(now, self.channel, d, complete=False)])
 
     def _closed(self, d: int, t: np.ndarray, take) -> np.ndarray:
         most = 1 if t.size == 0 else min(t.size, int(t[-1] - t[0]) // (d * US) + 2)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import polars as pl
 import polars.selectors as cs
 from ..core.base import Notes
-from ..core.catalog import Catalogue, Column, schema_of, select
-from ..core.config import FeatureConfig
+from ..core.catalog import Catalogue, Column, asked_windows, schema_of, select
+from ..core.config import FeatureConfig, normalize_symbol
 from ..core.errors import ConfigError, SchemaError, did_you_mean
 from ..core.lazy import lazy_source
 from .ordering import SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey
@@ -60,6 +60,7 @@ class StreamFeed:
     def _prepared(self, rows: pl.LazyFrame, notes: Notes) -> tuple[pl.LazyFrame, Survey]:
         "`rows` (with a mark on repeats, if there are any) and what the survey found; late rows are refused."
         found = survey(rows, self.config.clock)
+        notes.disordered += found.disordered
         self._repeats = None
         if self.channel == "trades" and "trade_id" in rows.collect_schema().names() and self._may_repeat(rows, found):
             window = int(self.config.dedup_window_s * US)
@@ -134,20 +135,26 @@ def feature_frame(channel: str, rows: pl.LazyFrame, config: FeatureConfig, state
     stream that `rows` are known to be. `notes` receives counts and quarantined rows of the last pass."""
     names = rows.collect_schema()
     check_columns(names, channel, config.clock)
+    if config.resample_frequency is not None:
+        raise ConfigError(f"resample_frequency={config.resample_frequency!r} has no meaning for {channel} rows, which are events", fix="Leave it null, or make bars.")
     columns = select(Catalogue(channel, config))
     made, before = schema_of(columns, config.output_dtype), dict(states or {})
     schema = {k: d for k, d in names.items() if k not in made} | made
+    if config.normalize_quotes and "symbol" in names: schema["symbol_norm"] = pl.String
 
     def batches(wanted: list[str]) -> Iterator[pl.DataFrame]:
         found, after = Notes(), {}
+        with (notes or found).watching(): yield from passing(wanted, found, after)
+        if states is not None: states.update(after)
+        if notes is not None: notes.duplicates, notes.disordered, notes.quarantined = found.duplicates, found.disordered, found.quarantined
+
+    def passing(wanted: list[str], found: Notes, after: dict) -> Iterator[pl.DataFrame]:
         needed = _needed(list(names), wanted, channel, config.clock)
         for key, part in ([(stream, rows)] if stream else split_streams(rows)):
             name = stream_name(key)
             feed = StreamFeed(channel, _own_config(config, key[1], columns), [c for c in columns if c.name in wanted], before.get(name))
-            yield from feed.batches(part.select(needed), found)
+            yield from map(_labelled(config, key[1]), feed.batches(part.select(needed), found))
             after[name] = feed.state()
-        if states is not None: states.update(after)
-        if notes is not None: notes.duplicates, notes.quarantined = found.duplicates, found.quarantined
 
     return lazy_source(schema, batches)
 
@@ -156,6 +163,11 @@ def _needed(names: list[str], wanted: list[str], channel: str, clock: str) -> li
     "Input columns to read: those that pass through, and those that order, repeats and features are made from."
     keys = {clock, "timestamp", "nonce", "trade_id", "bid_volume", "ask_volume", *STREAM_KEYS, *REQUIRED[channel]}
     return [n for n in names if n in wanted or n in keys]
+
+def _labelled(config: FeatureConfig, symbol: str | None):
+    "Adds `symbol_norm`, the symbol with USD-class quotes as USD, where it is asked for."
+    if not config.normalize_quotes or symbol is None: return lambda batch: batch
+    return lambda batch: batch.with_columns(symbol_norm=pl.lit(normalize_symbol(symbol)))
 
 def _own_config(config: FeatureConfig, symbol: str | None, columns: list[Column]) -> FeatureConfig:
     "The configuration of one symbol; overrides must not change which columns there are, for a dataset has one schema."
@@ -176,10 +188,5 @@ def features(trades: pl.DataFrame | pl.LazyFrame | None = None, ticker: pl.DataF
     if len(given) != 1: raise ConfigError(f"features() takes exactly one of trades=, ticker=; got {sorted(given) or 'none'}")
     (channel, rows), = given.items()
     config = config or FeatureConfig()
-    if (names := tuple(features)): config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": _windows(names, config)})
+    if (names := tuple(features)): config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": asked_windows(names) | set(config.rolling_windows)})
     return feature_frame(channel, rows.lazy(), config).collect()
-
-def _windows(names: Iterable[str], config: FeatureConfig) -> tuple[int, ...]:
-    "Windows of the configuration and those that feature names such as `tfi_120s` ask for."
-    asked = {int(w[:-1]) for n in names if (w := n.rpartition("_")[2]).endswith("s") and w[:-1].isdigit() and int(w[:-1]) > 0}
-    return tuple(sorted(asked | set(config.rolling_windows)))

@@ -40,6 +40,7 @@ class Survey:
     rows: int
     ordered: bool               # the rows stand in the stream's order already
     ids_increase: bool          # every id is a number larger than the one before: no repeats
+    disordered: int             # rows whose predecessor in the file is later than they are
     first: int | None           # smallest clock, us
     last: int | None            # largest clock, us
 
@@ -50,24 +51,24 @@ def survey_batch(s, clock, timestamp, sequence):
         c, t, q = clock[i], timestamp[i], sequence[i]
         if s["n"] > 0:
             later = c > s["clock"] or (c == s["clock"] and (t > s["timestamp"] or (t == s["timestamp"] and q >= s["sequence"])))
-            if not later: s["ordered"] = 0
+            if not later: s["disordered"] += 1
         if q <= s["highest"]: s["increase"] = 0
         else: s["highest"] = q
         s["low"], s["high"] = min(s["low"], c), max(s["high"], c)
         s["clock"], s["timestamp"], s["sequence"], s["n"] = c, t, q, s["n"] + 1
 
-SURVEY = np.dtype([(k, "i8") for k in "n ordered increase clock timestamp sequence highest low high".split()])
+SURVEY = np.dtype([(k, "i8") for k in "n disordered increase clock timestamp sequence highest low high".split()])
 
 def survey(rows: pl.LazyFrame, clock: str) -> Survey:
     "Look at the ordering keys of `rows` (one stream) in one streaming pass."
     keys = order_keys(rows.collect_schema().names(), clock)
     s = np.zeros(1, SURVEY)
-    s["ordered"], s["increase"], s["highest"], s["low"], s["high"] = 1, int("sequence" in keys), MISSING, 2**63 - 1, MISSING
+    s["increase"], s["highest"], s["low"], s["high"] = int("sequence" in keys), MISSING, 2**63 - 1, MISSING
     for b in rows.select(list(keys.values())).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
         none = np.full(b.height, MISSING) if len(keys) < 3 else None
         survey_batch(s[0], *(b[k].to_numpy() if k in keys else none for k in ("clock", "timestamp", "sequence")))
-    n, ordered, increase = (int(s[k][0]) for k in ("n", "ordered", "increase"))
-    return Survey(n, bool(ordered), bool(increase), int(s["low"][0]) if n else None, int(s["high"][0]) if n else None)
+    n, disordered, increase = (int(s[k][0]) for k in ("n", "disordered", "increase"))
+    return Survey(n, disordered == 0, bool(increase), disordered, int(s["low"][0]) if n else None, int(s["high"][0]) if n else None)
 
 # %% ../../nbs/20_features/01_ordering.ipynb #2dbca830
 def ordered_batches(rows: pl.LazyFrame, clock: str, found: Survey, batch_rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:

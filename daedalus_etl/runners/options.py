@@ -20,6 +20,10 @@ __all__ = ['FLAGS', 'FEATURE_FLAGS', 'BAR_FLAGS', 'INTERRUPTED', 'add_flags', 'f
 def _words(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text.split(",") if w.strip())
 def _numbers(text: str) -> tuple[int, ...]: return tuple(int(w) for w in _words(text))
 
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
 FLAGS: dict[str, dict] = {
     "--input": dict(metavar="PATH", help="folder of the input dataset"),
     "--input-format": dict(choices=["parquet", "ndjson", "csv"], default="parquet", help="format of the input files (parquet)"),
@@ -32,12 +36,12 @@ FLAGS: dict[str, dict] = {
     "--day": dict(type=_numbers, metavar="D", help="only this day of the month"),
     "--start-date": dict(metavar="DATE", help="first day, YYYY-MM-DD, UTC"),
     "--end-date": dict(metavar="DATE", help="last day, inclusive"),
-    "--limit": dict(type=int, metavar="N", help="take the first N rows and write them to scratch, never to the target"),
+    "--limit": dict(type=_positive, metavar="N", help="take the first N rows and write them to scratch, never to the target"),
     "--dry-run": dict(action="store_true", help="show what would be done, and why; do nothing"),
     "--state-path": dict(metavar="PATH", help="folder with states to begin with, and for those in which the chains end"),
     "--cold-start": dict(action="store_true", help="begin without the state of the partition before, if it has none"),
     "--config": dict(metavar="FILE", help="configuration (config/config.yaml, if it exists)"),
-    "--workers": dict(type=int, metavar="N", help="streams computed side by side"),
+    "--workers": dict(type=_positive, metavar="N", help="streams computed side by side"),
     "--debug": dict(action="store_true", help="show the traceback of an error")}
 
 FEATURE_FLAGS: dict[str, dict] = {
@@ -64,10 +68,12 @@ def filter_of(args: argparse.Namespace) -> FilterSpec | None:
 
 def config_of(args: argparse.Namespace) -> DaedalusConfig:
     "The configuration file's content with the flags on top."
+    from daedalus_etl.core.catalog import asked_windows
     config, changes = load_config(args.config), {}
     for flag, name in (("categories", "categories"), ("features", "features"), ("rolling_windows", "rolling_windows"), ("durations", "bar_durations")):
         if (value := getattr(args, flag, None)) is not None: changes[name] = value
-    if "rolling_windows" in changes: changes["categories"] = {*changes.get("categories", config.features.categories), "rolling"}
+    if asked := asked_windows(changes.get("features", ())): changes.setdefault("rolling_windows", asked | set(config.features.rolling_windows))
+    if "rolling_windows" in changes and "features" not in changes: changes["categories"] = {*changes.get("categories", config.features.categories), "rolling"}
     features = FeatureConfig(**dict(config.features) | changes) if changes else config.features
     storage = config.storage.model_copy(update={"output_root": args.output}) if args.output else config.storage
     return config.model_copy(update={"features": features, "storage": storage})
@@ -93,10 +99,10 @@ def print_report(report: RunReport) -> None:
     import polars as pl
     t, frame = report.totals(), report.to_frame()
     shown = frame.filter(pl.col("status") != "done") if "done" in t else frame
-    counts = ", ".join(f"{n} {s}" for s, n in t.items() if s not in ("rows_in", "duplicates", "quarantined"))
+    counts = ", ".join(f"{n} {s}" for s, n in t.items() if s not in ("rows_in", "duplicates", "disordered", "quarantined"))
     print(f"\n{report.transform}{' (plan)' if report.dry_run else ''}: {counts}; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, "
-          f"{t['quarantined']:,} quarantined; {report.seconds:.1f} s")
-    quiet = [c for c in ("rows in", "rows out", "MB", "seconds", "duplicates", "quarantined") if report.dry_run or (c in ("duplicates", "quarantined") and not shown[c].sum())]
+          f"{t['disordered']:,} out of order, {t['quarantined']:,} quarantined; {report.seconds:.1f} s")
+    quiet = [c for c in ("rows in", "rows out", "MB", "seconds", "duplicates", "disordered", "quarantined") if report.dry_run or (c in ("duplicates", "disordered", "quarantined") and not shown[c].sum())]
     with pl.Config(tbl_rows=40, tbl_cols=-1, tbl_width_chars=180, fmt_str_lengths=90, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED"):
         if shown.height: print(shown.drop(quiet))
     for name, path in report.targets.items(): print(f"  {name}: {path}")

@@ -29,7 +29,8 @@ class Recorder:
         self.config, self.exchange, self.symbol = config, exchange, symbol
         self.start = int(start.timestamp() * 1e6)
         self.rng = {c: np.random.default_rng([seed, k]) for k, c in enumerate(CHANNELS)}
-        self.last, self.count = dict.fromkeys(CHANNELS, 0), dict.fromkeys(CHANNELS, 0)
+        self.last = dict.fromkeys(CHANNELS, 0)
+        self.count = dict.fromkeys(CHANNELS, self.start // 1000)       # ids go on from run to run, as a venue's do
 
     def record(self, channel: str, piece: tuple) -> pa.Table:
         "A piece of `channel` as a table with the columns of the bronze contract."

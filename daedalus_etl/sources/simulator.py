@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np
 from numba import njit
+from ..core.errors import ConfigError
 
 # %% auto #0
 __all__ = ['GRID', 'BOOK', 'Tapes', 'RATES', 'jit', 'MOST_TRADES', 'ROWS', 'SimulatorConfig', 'geometric', 'add', 'remove',
@@ -36,7 +37,8 @@ class SimulatorConfig:
     speed: float = 1.0              # multiplies all rates
 
     def __post_init__(self):
-        if not 0 <= self.excite < self.decay: raise ValueError(f"excite={self.excite} must be less than decay={self.decay}, or trades explode")
+        if not 0 <= self.excite < self.decay:
+            raise ConfigError(f"excite={self.excite}", expected=f"less than decay={self.decay}, or trades explode")
 
 # %% ../../nbs/60_sources/00_simulator.ipynb #a5ef20d1
 GRID = 1 << 13           # ticks held in memory; the book is moved back to the middle before it reaches an edge

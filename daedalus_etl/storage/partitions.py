@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 # %% auto #0
 __all__ = ['NULL_PARTITION', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'SURVEY_LIMIT', 'encode_value',
-           'decode_value', 'Partition', 'FileInfo', 'PartitionFiles', 'discover']
+           'decode_value', 'Partition', 'FileInfo', 'PartitionFiles', 'check_sizes', 'discover']
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #c082f0c9
 from ..core.enums import DataFormat
@@ -269,10 +269,14 @@ def _has_all_keys(spec: FilterSpec | None, items: Items) -> bool:
 # %% ../../nbs/10_storage/00_partitions.ipynb #03d12d9b
 def _file_info(entry: os.DirEntry, root: str) -> FileInfo:
     s = entry.stat(follow_symlinks=False)
-    if s.st_size == 0:
-        raise CorruptFileError("the file has 0 bytes: an interrupted copy or a full disk", path=entry.path,
-                               fix="Fetch it again, or remove it if the period is known to be empty.")
     return FileInfo(entry.path, Path(entry.path).relative_to(root).as_posix(), s.st_size, s.st_mtime_ns, s.st_ino)
+
+def check_sizes(pf: PartitionFiles) -> None:
+    "CorruptFileError if a file of the partition has 0 bytes."
+    for f in pf.files:
+        if f.size: continue
+        raise CorruptFileError("the file has 0 bytes: an interrupted copy or a full disk", path=f.path,
+                               fix="Fetch it again, or remove it if the period is known to be empty.")
 
 def _partition_files(root: str, items: Items, entries: list[os.DirEntry]) -> PartitionFiles:
     files = tuple(sorted((_file_info(e, root) for e in entries), key=lambda f: f.relative))
@@ -283,17 +287,19 @@ def _partition_files(root: str, items: Items, entries: list[os.DirEntry]) -> Par
         seen[f.inode] = f.path
     return PartitionFiles(Partition(items), files, root)
 
-# %% ../../nbs/10_storage/00_partitions.ipynb #028fe60a
+# %% ../../nbs/10_storage/00_partitions.ipynb #13294b77
 def discover(root: str | os.PathLike, filter_spec: FilterSpec | None = None,
-             fmt: DataFormat = DataFormat.PARQUET) -> list[PartitionFiles]:
+             fmt: DataFormat = DataFormat.PARQUET, *, allow_empty_files: bool = False) -> list[PartitionFiles]:
     """The partitions under `root` that the filter keeps, with their files, sorted by stream, then by time.
 
     Raises InputNotFoundError (no such folder), EmptyMatchError (nothing kept; says what exists), PartitionError
-    (two folders for one partition, null keys, a link loop) and CorruptFileError (a file of 0 bytes)."""
+    (two folders for one partition, null keys, a link loop) and CorruptFileError (a file of 0 bytes, unless
+    `allow_empty_files`: then `check_sizes` is left to whoever reads the partition, and the others can go on)."""
     top, fmt = _checked_root(root), DataFormat(fmt)
     found: dict[Partition, tuple[str, PartitionFiles]] = {}
     for folder, items, entries in _walk(top, (), filter_spec, SUFFIXES[fmt]):
         pf = _partition_files(top, items, entries)
+        if not allow_empty_files: check_sizes(pf)
         if pf.partition in found:
             raise PartitionError(f"the same partition as {found[pf.partition][0]}: rows may be there twice",
                                  path=folder, expected=f"one folder, {pf.partition}", fix="Keep one of the two.")

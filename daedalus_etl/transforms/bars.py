@@ -39,22 +39,34 @@ def _in_order(rows: pl.LazyFrame, names: list[str], config: FeatureConfig) -> It
     if "segment_id" in names: return rows.select(keep).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
     return ordered_batches(rows, config.clock, survey(rows, config.clock))
 
+def _records(closed: list[np.ndarray], dtype: np.dtype, low: int | None) -> np.ndarray:
+    "Those of the `closed` bars that begin at `low` (us) or after; none if there is no limit."
+    bars = np.concatenate([np.empty(0, dtype), *closed])
+    return bars[bars["start"] >= low] if low is not None else bars[:0]
+
+def _array(columns: dict, dtype: np.dtype) -> np.ndarray:
+    "Bar records from their columns."
+    out = np.empty(len(columns["start"]), dtype)
+    for k in dtype.names: out[k] = columns[k]
+    return out
+
 class StreamBars:
     "The bars of one stream's partition: fed with its rows, then with the rows that follow."
     def __init__(self, channel: str, config: FeatureConfig, state: dict | None):
         self.config, self.widths = config, config.bar_durations
         self.processor = BarsProcessor(channel, config, self.widths, state)
-        self.closed: dict[int, list[pl.DataFrame]] = {d: [] for d in self.widths}
+        pending = (state or {}).get("pending", {})
+        self.closed = {d: [_array(pending[f"{d}s"], b.dtype)] if f"{d}s" in pending else [] for d, b in self.processor.bars.items()}
 
     def feed(self, batches: Iterator[pl.DataFrame]) -> None:
         "Take ordered rows in."
         for batch in batches:
             for d, bars in self.processor.process(batch).items():
-                if bars.height: self.closed[d].append(bars)
+                if bars.size: self.closed[d].append(bars.copy())
 
     def look_ahead(self, partitions: Iterable[pl.LazyFrame], names: list[str], end: int) -> None:
-        "Take in as many rows of the later `partitions` as close the bars that begin before `end` (us)."
-        clock, until = clock_us(self.config.clock), max((e for d in self.widths if (e := self._open_end(d)) - d * US < end), default=end)
+        "Take in as many rows of the later `partitions` as end the bars that begin before `end` (us)."
+        clock, until = clock_us(self.config.clock), max(-(-end // (d * US)) * d * US for d in self.widths)
         take = partial(_in_order, names=names, config=self.config)
         for rows in partitions:
             if until > end or self.config.clock != "capture_ts": self.feed(take(rows.filter(clock < until)))
@@ -62,13 +74,15 @@ class StreamBars:
             self.feed(take(beyond.lazy()))
             if beyond.height: return
 
-    def _open_end(self, d: int) -> int:
-        bar = self.processor.bars[d]
-        return int(bar["start"][0]) + d * US if bar["n"][0] else 0
+    def state(self, high: int | None) -> dict:
+        "The processor's state, and bars that are over already but begin in a later partition (at `high` us or after)."
+        pending = {d: _records(self.closed[d], self.processor.bars[d].dtype, high) for d in self.widths}
+        kept = {f"{d}s": {k: a[k].copy() for k in a.dtype.names} for d, a in pending.items() if a.size}
+        return self.processor.state() | ({"pending": kept} if kept else {})
 
     def bars(self, d: int, low: int | None, high: int | None) -> pl.DataFrame:
         "Bars of `d` seconds that begin in [low, high) (us; None: unbounded), the open one included."
-        frame = pl.concat([*self.closed[d], self.processor.open_bars()[d]])
+        frame = self.processor.frame(d, self.closed[d])
         if self.config.fill_empty: frame = fill_empty_bars(frame, d, low, high)
         start = pl.col("bar_start").dt.epoch("us")
         return frame.filter(*([start >= low] if low is not None else []), *([start < high] if high is not None else []))
@@ -78,11 +92,13 @@ class StreamBars:
 class BarAggregationTransform(StatefulTransform):
     "Silver trades or ticker (the one input) to time bars: datasets `<output>/<duration>s` for each of `bar_durations`."
     parameters = ("bar_durations", "max_gap_s", "clock", "fill_empty", "overrides")
-    lookahead = True
-
     def __init__(self, config: TransformConfig):
         super().__init__(config)
         (self.input,), (self.output,) = config.inputs, config.outputs
+
+    def lookahead_s(self, features: FeatureConfig) -> float:
+        "A bar ends at most its own length beyond the partition in which it begins."
+        return float(max(features.bar_durations))
 
     def datasets(self, context: TransformContext) -> list[str]:
         "`gold/60s`, `gold/300s`, ..."
@@ -99,7 +115,8 @@ class BarAggregationTransform(StatefulTransform):
         before = dict(self.state)
 
         def batches(d: int, wanted: list[str]) -> Iterator[pl.DataFrame]:
-            if not made: made.update(self._pass(rows, list(names), list(keys), context, before))
+            with context.notes.watching():
+                if not made: made.update(self._pass(rows, list(names), list(keys), context, before))
             yield made[d].select(list(schema))
 
         return {f"{self.output}/{d}s": lazy_source(schema, partial(batches, d)) for d in context.feature_config.bar_durations}
@@ -112,20 +129,22 @@ class BarAggregationTransform(StatefulTransform):
             name = stream_name(stream)
             bars = StreamBars(channel_of(names), self._config(context, stream), before.get(name))
             bars.feed(_in_order(part, names, context.feature_config))
-            after[name] = bars.processor.state()
-            low, high = _bounds(context, name in before, edge is not None)
+            low, high = _bounds(context)
+            after[name] = bars.state(high)
             if edge is not None: bars.look_ahead(edge, names, high)
             labels = [pl.lit(v, pl.String).alias(k) for k, v in zip(STREAM_KEYS, stream, strict=True) if k in keys]
             for d in out: out[d].append(bars.bars(d, low, high).select(*labels, pl.all()))
         self.state.update(after)
-        return {d: pl.concat(frames) for d, frames in out.items()}
+        empty = {d: BarsProcessor(channel_of(names), context.feature_config, (d,)).frame(d, []) for d in out}
+        keyed = [pl.lit(None, pl.String).alias(k) for k in keys]
+        return {d: pl.concat([empty[d].select(*keyed, pl.all()), *frames]) for d, frames in out.items()}
 
     def _config(self, context: TransformContext, stream: tuple) -> FeatureConfig:
         config = context.feature_config
         return config.for_symbol(stream[1]) if config.overrides and stream[1] else config
 
-def _bounds(context: TransformContext, has_past: bool, has_future: bool) -> tuple[int | None, int | None]:
-    "Clock range (us) of the partition; open where the stream begins or ends with it, so that no bar is lost."
+def _bounds(context: TransformContext) -> tuple[int | None, int | None]:
+    "Clock range (us) in which the partition's bars begin: from its start to that of the next, open at the stream's ends."
     if context.partition is None: return None, None
     def us(t: datetime) -> int: return int(t.timestamp()) * US
-    return us(context.partition.start) if has_past else None, us(context.partition.end) if has_future else None
+    return us(context.partition.start) if context.has_past else None, us(context.until) if context.until else None

@@ -20,7 +20,7 @@ __all__ = ['StreamTransform']
 class StreamTransform(StatefulTransform):
     "Features for each row of one channel."
     channel: ClassVar[str] = ""
-    parameters = ("categories", "features", "rolling_windows", "max_gap_s", "dedup_window_s", "clock", "output_dtype", "overrides")
+    parameters = ("categories", "features", "rolling_windows", "max_gap_s", "dedup_window_s", "clock", "output_dtype", "normalize_quotes", "overrides")
 
     def transform(self, inputs: dict[str, pl.LazyFrame], context: TransformContext) -> dict[str, pl.LazyFrame]:
         "`silver`: the rows of the input with the selected features, ordered and without repeats."
