@@ -248,9 +248,9 @@ def test_features_flag(home):
 
 
 def test_features_flag_with_a_window_of_its_own(home, capsys):
-    assert main("trades", "--symbol", "ETH-USDT", "--features", "tfi_120s") == 2
-    assert "Did you mean 'tfi_60s'" in capsys.readouterr().err
-    assert main("trades", "--symbol", "ETH-USDT", "--features", "tfi_120s", "--rolling-windows", "120") == 0
+    assert main("trades", "--symbol", "ETH-USDT", "--features", "tfl_120s") == 2
+    assert "Did you mean 'tfi_120s'" in capsys.readouterr().err
+    assert main("trades", "--symbol", "ETH-USDT", "--features", "tfi_120s") == 0
     silver = dataset(home / OUT / "silver/trades")
     assert set(silver.columns) - set(tape().columns) == {"segment_id", "segment_age_s", "tfi_120s"}
 

@@ -6,8 +6,7 @@
 from __future__ import annotations
 import copy, hashlib, sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,16 +26,7 @@ class Notes:
     "What a transform noticed about the rows of one unit: counts for the report, rows for the quarantine."
     duplicates: int = 0                                          # repeated rows that were dropped
     disordered: int = 0                                          # rows that stood behind a later one and were sorted
-    failed: bool = False                                         # the rows could not be produced to their end
     quarantined: list = field(default_factory=list)              # frames with `reason`, `row` and the original values
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        "Around the making of rows: whoever writes the end of a file must know that they did not come to an end."
-        try: yield
-        except BaseException:
-            self.failed = True
-            raise
 
 @dataclass(frozen=True)
 class TransformContext:

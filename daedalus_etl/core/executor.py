@@ -6,7 +6,7 @@
 from __future__ import annotations
 import os, time, uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..storage.state import StateKey, load_artifact, read_state
 if TYPE_CHECKING: import polars as pl
 
 # %% auto #0
-__all__ = ['Run', 'States', 'Chain', 'TransformExecutor']
+__all__ = ['POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor']
 
 # %% ../../nbs/40_run/03_executor.ipynb #a0de68c0
 @dataclass
@@ -160,6 +160,7 @@ class TransformExecutor:
     "Runs transforms over partitions: `execute` computes what is not up to date, `plan` tells what that would be."
     def __init__(self, feature_config: FeatureConfig | None = None, *, workers: int | None = None, progress: bool = True):
         self.feature_config = feature_config or FeatureConfig()
+        if workers is not None and workers < 1: raise ConfigError(f"workers={workers}", expected="at least 1")
         self.workers = workers or min(4, os.cpu_count() or 1)
         self.progress = progress
 
@@ -198,13 +199,23 @@ class TransformExecutor:
         def work(chain: Chain) -> list[UnitReport]:
             return [r for r in chain.reports() if bar.update() or True]
         with bar, ThreadPoolExecutor(max_workers=1 if run.limited else max(1, min(self.workers, len(chains)))) as pool:
-            try: return [r for reports in [f.result() for f in [pool.submit(work, c) for c in chains]] for r in reports]
+            try: return _gathered([pool.submit(work, c) for c in chains])
             except BaseException:      # interrupted: units under way are finished or dropped, none is begun
                 run.stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-# %% ../../nbs/40_run/03_executor.ipynb #2f80bba2
+# %% ../../nbs/40_run/03_executor.ipynb #f94f6bf5
+def _gathered(futures: list[Future]) -> list[UnitReport]:
+    "The reports of all chains; wakes up now and then, because a signal need not wake the thread that waits."
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_EXCEPTION)
+        for f in done: f.result()
+    return [r for f in futures for r in f.result()]
+
+POLL_S = 0.2
+
 def _check_outputs(transform: BaseTransform) -> None:
     for o in transform.config.outputs.values():
         if o.format is not DataFormat.PARQUET: raise ConfigError(f"output {o.name!r} has format {o.format.value}", expected="parquet: the formats of inputs only are free")

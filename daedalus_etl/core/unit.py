@@ -16,11 +16,12 @@ from .config import InputConfig
 from .errors import BadDataError, ConflictError, TransformError
 from .plan import Recipe, Unit, input_fingerprint
 from .report import UnitReport
+from .state import state_hash
 from ..storage.commit import Dataset, Staged, stage, write_quarantine
 from ..storage.contract import CHANNELS, Contract, bad_row_rules, check_units, contract_for, split_bad, time_limits
 from ..storage.dataset import locate_row, reading, scan_partition
 from ..storage.partitions import TIME_KEYS, PartitionFiles, check_sizes
-from ..storage.state import save_artifact
+from ..storage.state import save_artifact, state_bytes
 
 # %% auto #0
 __all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad', 'original_rows', 'UnitRun']
@@ -90,7 +91,7 @@ class UnitRun:
     context: TransformContext
     targets: Mapping[str, Dataset]       # by name, in the transform's order
     parent: str                          # hash of the state that the unit begins with
-    state: str | None = None             # hash of the state that it ends in
+    end: bytes = b""                     # the state that it ends in
 
     def run(self) -> UnitReport:
         "Compute and commit the unit; nothing is published unless all of it succeeded."
@@ -104,11 +105,12 @@ class UnitRun:
             staged = self._stage(checked, stack)
             self._check_inputs()
             report.quarantined = self._quarantine(checked)
+            report.state = save_artifact(next(iter(self.targets.values())), self.end) if self.end else None
             for name, s in staged.items():
                 s.publish()
                 report.rows[name], report.bytes[name] = s.rows, s.size
         notes = self.context.notes
-        report.duplicates, report.disordered, report.state, report.seconds = notes.duplicates, notes.disordered, self.state, time.perf_counter() - began
+        report.duplicates, report.disordered, report.seconds = notes.duplicates, notes.disordered, time.perf_counter() - began
         return report
 
     def _checked(self, name: str, pf: PartitionFiles) -> CheckedInput:
@@ -139,11 +141,10 @@ class UnitRun:
 
     def _footer(self) -> dict[str, str]:
         "What the result was made from; called when the last row is written, so that the state is known."
-        if self.context.notes.failed: raise TransformError("the rows did not come to their end", path=self.unit.partition.path)
-        if self.state is None and isinstance(self.transform, StatefulTransform):
-            self.state = save_artifact(next(iter(self.targets.values())), self.made_by.state_key, self.transform.state)
         key = self.made_by.state_key
-        return {"transform": self.transform.config.name, "inputs": input_fingerprint(self.unit), "parent": self.parent, "state": self.state or "none",
+        if isinstance(self.transform, StatefulTransform): self.end = state_bytes(key, self.transform.state)
+        return {"transform": self.transform.config.name, "inputs": input_fingerprint(self.unit), "parent": self.parent,
+                "state": state_hash(self.end) if self.end else "none",
                 "config": key.config, "code": key.code, "key": self.made_by.key(self.unit, self.parent), **self.transform.footer(self.context)}
 
     def _check_inputs(self) -> None:

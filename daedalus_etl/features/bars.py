@@ -11,10 +11,10 @@ import polars as pl
 from ..core.catalog import Column, declare
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
-from .ordering import clock_us
+from .processor import clock_array
 from .streaming import STEP, US, jit, step_batch
 from .ticker import QUOTES, quote_arrays, quote_batch
-from .trades import side_sign
+from .trades import check_trades, side_sign
 
 # %% auto #0
 __all__ = ['TRADE_BAR', 'QUOTE_BAR', 'YEAR_S', 'ZERO', 'open_bar', 'price_step', 'trade_bar_batch', 'hold', 'settle',
@@ -23,9 +23,28 @@ __all__ = ['TRADE_BAR', 'QUOTE_BAR', 'YEAR_S', 'ZERO', 'open_bar', 'price_step',
 # %% ../../nbs/20_features/05_bars.ipynb #0fd02ed5
 _PRICE = [(k, "f8") for k in ("open", "high", "low", "close", "r2")] + [(k, "i8") for k in ("start", "n", "returns")]
 #: the open bar of trades: prices, squared returns, volumes (base), dollar volume (quote), counts; n = 0: no bar is open
-TRADE_BAR = np.dtype(_PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")])
+TRADE_BAR = np.dtype(
+    _PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")]
+)
 #: the open bar of quotes; `held` us so far with defined spread, its means, the last row, which holds on, and the last defined one
-QUOTE_BAR = np.dtype(_PRICE + [(k, "f8") for k in ("held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative", "own_spread", "own_relative")] + [("t", "i8")])
+QUOTE_BAR = np.dtype(
+    _PRICE
+    + [
+        (k, "f8")
+        for k in (
+            "held",
+            "mean_spread",
+            "mean_relative",
+            "min_spread",
+            "max_spread",
+            "spread",
+            "relative",
+            "own_spread",
+            "own_relative",
+        )
+    ]
+    + [("t", "i8")]
+)
 
 @jit
 def open_bar(s, start):
@@ -116,25 +135,57 @@ def _declare_bars(channel: str, extra: list[dict]) -> None:
     for name, what in (("bar_start", "first instant of the bar"), ("bar_end", "first instant after the bar"), ("available_at", "when the bar is known: bar_end")):
         declare(Column(name=name, unit="time", dtype=_UTC, formula=what, **common))
     declare(
-        Column(name="is_complete", unit="1", dtype=pl.Boolean, formula="the stream was seen at or past bar_end", **common),
+        Column(
+            name="is_complete", unit="1", dtype=pl.Boolean, formula="the stream was seen at or past bar_end", **common
+        ),
         Column(name="n_obs", unit="1", dtype=pl.UInt32, formula="rows in the bar", lo=0, **common),
         Column(name="bar_duration_sec", unit="s", formula="length of the bar", lo=0, **common),
-        *(Column(name=k, unit="quote", formula=f"{k} of the defined prices (books, ticker: mids)", lo=0, **common) for k in ("open", "high", "low", "close")),
+        *(
+            Column(name=k, unit="quote", formula=f"{k} of the defined prices (books, ticker: mids)", lo=0, **common)
+            for k in ("open", "high", "low", "close")
+        ),
         Column(name="return", unit="1", formula="(close - open)/open", lo=-1, **common),
         Column(name="log_return", unit="1", formula="ln(close/open)", **common),
         Column(name="range", unit="1", formula="(high - low)/open", lo=0, **common),
-        Column(name="realized_variance", unit="1", formula=r"$\sum r^2$ over the bar's rows", lo=0, citation="Andersen & Bollerslev 1998", **common),
+        Column(
+            name="realized_variance",
+            unit="1",
+            formula=r"$\sum r^2$ over the bar's rows",
+            lo=0,
+            citation="Andersen & Bollerslev 1998",
+            **common,
+        ),
         Column(name="realized_vol", unit="1", formula="sqrt(realized_variance)", lo=0, **common),
-        Column(name="annualized_vol", unit="1", formula="sqrt(realized_variance * 31 536 000/bar_duration_sec)", lo=0, **common))
+        Column(
+            name="annualized_vol",
+            unit="1",
+            formula="sqrt(realized_variance * 31 536 000/bar_duration_sec)",
+            lo=0,
+            **common,
+        ),
+    )
     for e in extra: declare(Column(**(common | e)))
 
-_declare_bars("trades_bars", [
-    dict(name="volume", unit="base", formula=r"$\sum q$", lo=0), dict(name="dollar_volume", unit="quote", formula=r"$\sum p q$", lo=0),
-    dict(name="trade_count", unit="1", dtype=pl.UInt32, formula="number of trades", lo=0),
-    dict(name="buy_volume", unit="base", formula="volume that takers bought", lo=0), dict(name="sell_volume", unit="base", formula="volume that takers sold", lo=0),
-    dict(name="vwap", unit="quote", formula=r"$\sum p q/\sum q$", lo=0, citation="Berkowitz, Logue, Noser 1988"),
-    dict(name="trade_imbalance", unit="1", formula="(buy - sell)/(buy + sell) volume of known sides", lo=-1, hi=1, citation="Chordia, Roll, Subrahmanyam 2002"),
-    dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1)])
+_declare_bars(
+    "trades_bars",
+    [
+        dict(name="volume", unit="base", formula=r"$\sum q$", lo=0),
+        dict(name="dollar_volume", unit="quote", formula=r"$\sum p q$", lo=0),
+        dict(name="trade_count", unit="1", dtype=pl.UInt32, formula="number of trades", lo=0),
+        dict(name="buy_volume", unit="base", formula="volume that takers bought", lo=0),
+        dict(name="sell_volume", unit="base", formula="volume that takers sold", lo=0),
+        dict(name="vwap", unit="quote", formula=r"$\sum p q/\sum q$", lo=0, citation="Berkowitz, Logue, Noser 1988"),
+        dict(
+            name="trade_imbalance",
+            unit="1",
+            formula="(buy - sell)/(buy + sell) volume of known sides",
+            lo=-1,
+            hi=1,
+            citation="Chordia, Roll, Subrahmanyam 2002",
+        ),
+        dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1),
+    ],
+)
 _declare_bars("ticker_bars", [
     dict(name="tick_count", unit="1", dtype=pl.UInt32, formula="number of quotes", lo=0),
     *(dict(name=f"{k}_spread", unit="quote", formula=f"{what} of the spread in the bar", lo=0) for k, what in
@@ -147,24 +198,49 @@ def _ratio(a: pl.Expr, b: pl.Expr) -> pl.Expr: return pl.when(b > 0).then(a / b)
 def _common_columns(width_s: int, complete: bool) -> list[pl.Expr]:
     start, c = pl.col("start"), pl.col
     end, variance = (start + width_s * US).cast(_UTC), pl.when(c("returns") > 0).then("r2")
-    return [start.cast(_UTC).alias("bar_start"), end.alias("bar_end"), end.alias("available_at"), pl.lit(complete).alias("is_complete"),
-            c("n").cast(pl.UInt32).alias("n_obs"), pl.lit(float(width_s)).alias("bar_duration_sec"), "open", "high", "low", "close",
-            ((c("close") - c("open")) / c("open")).alias("return"), (c("close") / c("open")).log().alias("log_return"),
-            ((c("high") - c("low")) / c("open")).alias("range"), variance.alias("realized_variance"), variance.sqrt().alias("realized_vol"),
-            (variance * (YEAR_S / width_s)).sqrt().alias("annualized_vol")]
+    return [
+        start.cast(_UTC).alias("bar_start"),
+        end.alias("bar_end"),
+        end.alias("available_at"),
+        pl.lit(complete).alias("is_complete"),
+        c("n").cast(pl.UInt32).alias("n_obs"),
+        pl.lit(float(width_s)).alias("bar_duration_sec"),
+        "open",
+        "high",
+        "low",
+        "close",
+        ((c("close") - c("open")) / c("open")).alias("return"),
+        (c("close") / c("open")).log().alias("log_return"),
+        ((c("high") - c("low")) / c("open")).alias("range"),
+        variance.alias("realized_variance"),
+        variance.sqrt().alias("realized_vol"),
+        (variance * (YEAR_S / width_s)).sqrt().alias("annualized_vol"),
+    ]
 
 def _trade_columns() -> list[pl.Expr]:
     c = pl.col
-    return ["volume", c("dollar").alias("dollar_volume"), c("n").cast(pl.UInt32).alias("trade_count"), c("bought").alias("buy_volume"),
-            c("sold").alias("sell_volume"), _ratio(c("dollar"), c("volume")).alias("vwap"),
-            _ratio(c("bought") - c("sold"), c("bought") + c("sold")).alias("trade_imbalance"), _ratio(c("buys"), c("buys") + c("sells")).alias("buy_ratio")]
+    return [
+        "volume",
+        c("dollar").alias("dollar_volume"),
+        c("n").cast(pl.UInt32).alias("trade_count"),
+        c("bought").alias("buy_volume"),
+        c("sold").alias("sell_volume"),
+        _ratio(c("dollar"), c("volume")).alias("vwap"),
+        _ratio(c("bought") - c("sold"), c("bought") + c("sold")).alias("trade_imbalance"),
+        _ratio(c("buys"), c("buys") + c("sells")).alias("buy_ratio"),
+    ]
 
 def _quote_columns() -> list[pl.Expr]:
     c = pl.col
+
     def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)      # no time held: the last defined row's own value
-    return [c("n").cast(pl.UInt32).alias("tick_count"), mean("mean_spread", "own_spread").alias("mean_spread"),
-            pl.when(c("min_spread").is_finite()).then("min_spread").alias("min_spread"), pl.when(c("max_spread").is_finite()).then("max_spread").alias("max_spread"),
-            mean("mean_relative", "own_relative").alias("mean_relative_spread")]
+    return [
+        c("n").cast(pl.UInt32).alias("tick_count"),
+        mean("mean_spread", "own_spread").alias("mean_spread"),
+        pl.when(c("min_spread").is_finite()).then("min_spread").alias("min_spread"),
+        pl.when(c("max_spread").is_finite()).then("max_spread").alias("max_spread"),
+        mean("mean_relative", "own_relative").alias("mean_relative_spread"),
+    ]
 
 def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
     "Columns of section Gold from bar records of `channel` (`trades` or `ticker`); undefined values are null."
@@ -183,7 +259,7 @@ class BarsProcessor:
 
     def process(self, frame: pl.DataFrame) -> dict[int, np.ndarray]:
         "Take the rows of `frame` (in order) in; returns the records of the bars that they closed, by duration."
-        t = frame.select(clock_us(self.config.clock)).to_series().to_numpy()
+        t = clock_array(frame, self.config.clock)
         take = self._trades(t, frame) if self.channel == "trades" else self._quotes(t, frame)
         return {d: self._closed(d, t, take) for d in self.durations}
 
@@ -213,13 +289,14 @@ class BarsProcessor:
 
     def _trades(self, t: np.ndarray, frame: pl.DataFrame):
         trades = np.stack([frame[k].cast(pl.Float64).to_numpy() for k in ("price", "amount")])
+        check_trades(trades[0], trades[1], t)
         sign = frame["side_sign"] if "side_sign" in frame.columns else side_sign(frame["side"])
         sign, r = sign.fill_null(0).to_numpy(), self._steps(t, trades[0])[1]
         return lambda bar, width, out: trade_bar_batch(bar, width, t, trades, sign, r, out)
 
     def _quotes(self, t: np.ndarray, frame: pl.DataFrame):
         quotes = np.empty((len(QUOTES), t.size))
-        quote_batch(*quote_arrays(frame), quotes)
+        quote_batch(*quote_arrays(frame, t), quotes)
         step = np.stack(self._steps(t, quotes[0])).astype(np.float64)
         return lambda bar, width, out: quote_bar_batch(bar, width, self._gap, t, quotes[:3], step, out)
 
@@ -248,7 +325,15 @@ def fill_empty_bars(bars: pl.DataFrame, width_s: int, low: int | None = None, hi
     end = (pl.col("bar_start") + pl.duration(seconds=width_s)).alias
     close = pl.col("close").forward_fill()
     empty = pl.col("n_obs").is_null()
-    return keep.join(bars, on="bar_start", how="left", maintain_order="left").with_columns(
-        *(pl.when(empty).then(close).otherwise(k).alias(k) for k in ("open", "high", "low", "close")),
-        *(pl.when(empty).then(0).otherwise(k).cast(bars.schema[k]).alias(k) for k in ZERO if k in bars.columns),
-        end("bar_end"), end("available_at"), pl.col("is_complete").fill_null(True), bar_duration_sec=pl.lit(float(width_s))).select(bars.columns)
+    return (
+        keep.join(bars, on="bar_start", how="left", maintain_order="left")
+        .with_columns(
+            *(pl.when(empty).then(close).otherwise(k).alias(k) for k in ("open", "high", "low", "close")),
+            *(pl.when(empty).then(0).otherwise(k).cast(bars.schema[k]).alias(k) for k in ZERO if k in bars.columns),
+            end("bar_end"),
+            end("available_at"),
+            pl.col("is_complete").fill_null(True),
+            bar_duration_sec=pl.lit(float(width_s)),
+        )
+        .select(bars.columns)
+    )

@@ -13,7 +13,16 @@ from ..core.catalog import Catalogue, Column, asked_windows, schema_of, select
 from ..core.config import FeatureConfig, normalize_symbol
 from ..core.errors import ConfigError, SchemaError, did_you_mean
 from ..core.lazy import lazy_source
-from .ordering import SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey
+from daedalus_etl.features.ordering import (
+    SEEN,
+    Survey,
+    clock_us,
+    find_repeats,
+    order_keys,
+    ordered_batches,
+    seen_rows,
+    survey,
+)
 from .processor import Processor
 from .streaming import US
 from .ticker import TickerProcessor
@@ -28,12 +37,17 @@ PROCESSORS: dict[str, type[Processor]] = {"trades": TradesProcessor, "ticker": T
 REQUIRED = {"trades": ("price", "amount", "side"), "ticker": ("bid", "ask")}
 STREAM_KEYS = ("exchange", "symbol")
 
-def check_columns(names: Iterable[str], channel: str, clock: str, where: str = "the frame") -> None:
-    "`SchemaError` unless `names` holds the clock and the columns that `channel` is computed from."
-    names = list(names)
+def check_columns(schema: Mapping[str, pl.DataType], channel: str, clock: str, where: str = "the frame") -> None:
+    "`SchemaError` unless `schema` has the clock (`capture_ts` in UTC) and the columns that `channel` is computed from."
+    names = list(schema)
     for need in (clock, *REQUIRED[channel]):
         if need not in names:
             raise SchemaError(f"{where} has no column {need!r}, which {channel} features need; it has {sorted(names)}", fix=did_you_mean(need, names))
+
+    zone = getattr(schema[clock], "time_zone", None)
+    if clock == "capture_ts" and zone != "UTC":
+        raise SchemaError(f"{where} has {schema[clock]}", column=clock, expected="Datetime in UTC",
+                          fix="Use .dt.replace_time_zone('UTC') or .dt.convert_time_zone('UTC').")
 
 # %% ../../nbs/20_features/06_frames.ipynb #28681f1a
 class StreamFeed:
@@ -144,7 +158,7 @@ def feature_frame(channel: str, rows: pl.LazyFrame, config: FeatureConfig, state
 
     def batches(wanted: list[str]) -> Iterator[pl.DataFrame]:
         found, after = Notes(), {}
-        with (notes or found).watching(): yield from passing(wanted, found, after)
+        yield from passing(wanted, found, after)
         if states is not None: states.update(after)
         if notes is not None: notes.duplicates, notes.disordered, notes.quarantined = found.duplicates, found.disordered, found.quarantined
 

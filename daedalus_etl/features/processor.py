@@ -10,29 +10,81 @@ import polars as pl
 from ..core.catalog import Column, declare, schema_of
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
+from ..core.errors import BadDataError
 from .ordering import clock_us
-from .streaming import (
-    STEP, US, Tape, Window, held_window_take, held_window_turn, jit, must_turn, new_window, step_batch, sum_window_take, sum_window_turn)
+from daedalus_etl.features.streaming import (
+    STEP,
+    US,
+    Tape,
+    Window,
+    held_window_take,
+    held_window_turn,
+    jit,
+    must_turn,
+    new_window,
+    step_batch,
+    sum_window_take,
+    sum_window_turn,
+)
 
 # %% auto #0
-__all__ = ['declare_common', 'calendar', 'replay', 'Processor', 'count_signs']
+__all__ = ['declare_common', 'calendar', 'clock_array', 'check_values', 'replay', 'Processor', 'count_signs']
 
 # %% ../../nbs/20_features/02_processor.ipynb #b749a654
 def declare_common(channel: str) -> None:
     "Declare the columns that all channels share: segment and calendar."
     rows = dict(channel=channel, category=FeatureCategory.STRUCTURAL, inputs=())
     declare(
-        Column(name="segment_id", unit="us", dtype=pl.Int64, always=True, formula="clock of the segment's first row, epoch microseconds", lo=0, **rows),
-        Column(name="segment_age_s", unit="s", always=True, formula="clock less the clock of the segment's first row", lo=0, **rows),
+        Column(
+            name="segment_id",
+            unit="us",
+            dtype=pl.Int64,
+            always=True,
+            formula="clock of the segment's first row, epoch microseconds",
+            lo=0,
+            **rows,
+        ),
+        Column(
+            name="segment_age_s",
+            unit="s",
+            always=True,
+            formula="clock less the clock of the segment's first row",
+            lo=0,
+            **rows,
+        ),
         Column(name="hour", unit="h", dtype=pl.Int8, formula="UTC hour of the clock", lo=0, hi=23, **rows),
-        Column(name="day_of_week", unit="day", dtype=pl.Int8, formula="ISO weekday of the clock, Monday 1", lo=1, hi=7, citation="ISO 8601", **rows),
-        Column(name="is_weekend", unit="1", dtype=pl.Boolean, formula="day_of_week >= 6", **rows))
+        Column(
+            name="day_of_week",
+            unit="day",
+            dtype=pl.Int8,
+            formula="ISO weekday of the clock, Monday 1",
+            lo=1,
+            hi=7,
+            citation="ISO 8601",
+            **rows,
+        ),
+        Column(name="is_weekend", unit="1", dtype=pl.Boolean, formula="day_of_week >= 6", **rows),
+    )
 
 def calendar(t: np.ndarray) -> dict[str, pl.Series]:
     "Hour, ISO weekday and weekend of the clocks `t` (int64 us)."
     clock = pl.Series(t).cast(pl.Datetime("us"))
     weekday = clock.dt.weekday()
     return {"hour": clock.dt.hour(), "day_of_week": weekday, "is_weekend": weekday >= 6}
+
+# %% ../../nbs/20_features/02_processor.ipynb #e08aaf1f
+def clock_array(frame: pl.DataFrame, clock: str) -> np.ndarray:
+    "The clock of the rows (int64 us); `BadDataError` where it is null."
+    t = frame.select(clock_us(clock)).to_series()
+    if t.null_count(): raise BadDataError("the clock is null", column=clock, row=t.is_null().arg_max(), fix="Remove such rows.")
+    return t.to_numpy()
+
+def check_values(values: np.ndarray, column: str, t: np.ndarray, *, above: float) -> None:
+    "`BadDataError` unless all `values` are finite and larger than `above` (use -5e-324 for zero and more)."
+    if values.size == 0 or (values.min() > above and values.max() < np.inf): return
+    bad = int(np.argmin((values > above) & (values < np.inf)))
+    when = np.datetime64(int(t[bad]), "us")
+    raise BadDataError(f"{column} is {values[bad]} at {when} UTC", column=column, expected=f"finite and above {above:g}", fix="Remove such rows.")
 
 # %% ../../nbs/20_features/02_processor.ipynb #ac6c2c90
 @jit
@@ -67,7 +119,7 @@ class Processor:
 
     def process(self, frame: pl.DataFrame) -> pl.DataFrame:
         "`frame` (rows of the stream, in order) with the columns that were asked for, in the catalogue's order."
-        t = frame.select(clock_us(self.config.clock)).to_series().to_numpy()
+        t = clock_array(frame, self.config.clock)
         if t.size == 0: return frame.with_columns(**{k: pl.lit(None, d) for k, d in self.schema().items()})
         made = self._compute(t, frame)
         series = [_series(name, made[name], dtype) for name, dtype in self.schema().items()]

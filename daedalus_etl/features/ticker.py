@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
-from .processor import Processor, calendar, declare_common
+from .processor import Processor, calendar, check_values, declare_common
 from .streaming import held_window_take, held_window_turn, jit, must_turn, window_moments
 
 # %% auto #0
@@ -62,27 +62,81 @@ _row = dict(channel="ticker", category=C.STRUCTURAL)
 _window = dict(channel="ticker", category=C.ROLLING, per="rolling_windows")
 declare_common("ticker")
 declare(
-    Column(name="mid_price", unit="quote", formula="$m = (b + a)/2$; null unless both > 0 and b <= a", lo=0, inputs=_quotes, **_row),
+    Column(
+        name="mid_price",
+        unit="quote",
+        formula="$m = (b + a)/2$; null unless both > 0 and b <= a",
+        lo=0,
+        inputs=_quotes,
+        **_row,
+    ),
     Column(name="spread", unit="quote", formula="$a - b$", lo=0, inputs=_quotes, **_row),
     Column(name="relative_spread", unit="1", formula="$(a - b)/m$", lo=0, hi=2, inputs=_quotes, **_row),
     Column(name="spread_bps", unit="bps", formula=r"$10^4 (a - b)/m$", lo=0, hi=20000, inputs=_quotes, **_row),
-    Column(name="microprice", unit="quote", formula="$(b Q^a + a Q^b)/(Q^b + Q^a)$", citation="Gatheral & Oomen 2010", lo=0, inputs=_all, **_row),
-    Column(name="volume_imbalance", unit="1", formula="$(Q^b - Q^a)/(Q^b + Q^a)$; null if missing or both 0", lo=-1, hi=1, inputs=_all[2:], **_row),
-    Column(name="log_return", unit="1", formula=r"$\ln(m_n/m_{n-1})$, $m_{n-1}$ the segment's last defined mid", channel="ticker", category=C.DYNAMIC, warmup=2, inputs=_quotes),
-    Column(name="mid_price_mean_{W}s", unit="quote", formula="time-weighted mean of mid", lo=0, inputs=_quotes, **_window),
-    Column(name="mid_price_std_{W}s", unit="quote", formula="time-weighted standard deviation of mid", lo=0, warmup=2, inputs=_quotes, **_window),
-    Column(name="spread_mean_{W}s", unit="quote", formula="time-weighted mean of spread", lo=0, inputs=_quotes, **_window),
-    Column(name="vol_imbalance_mean_{W}s", unit="1", formula="time-weighted mean of volume_imbalance", lo=-1, hi=1, inputs=_all[2:], **_window))
+    Column(
+        name="microprice",
+        unit="quote",
+        formula="$(b Q^a + a Q^b)/(Q^b + Q^a)$",
+        citation="Gatheral & Oomen 2010",
+        lo=0,
+        inputs=_all,
+        **_row,
+    ),
+    Column(
+        name="volume_imbalance",
+        unit="1",
+        formula="$(Q^b - Q^a)/(Q^b + Q^a)$; null if missing or both 0",
+        lo=-1,
+        hi=1,
+        inputs=_all[2:],
+        **_row,
+    ),
+    Column(
+        name="log_return",
+        unit="1",
+        formula=r"$\ln(m_n/m_{n-1})$, $m_{n-1}$ the segment's last defined mid",
+        channel="ticker",
+        category=C.DYNAMIC,
+        warmup=2,
+        inputs=_quotes,
+    ),
+    Column(
+        name="mid_price_mean_{W}s", unit="quote", formula="time-weighted mean of mid", lo=0, inputs=_quotes, **_window
+    ),
+    Column(
+        name="mid_price_std_{W}s",
+        unit="quote",
+        formula="time-weighted standard deviation of mid",
+        lo=0,
+        warmup=2,
+        inputs=_quotes,
+        **_window,
+    ),
+    Column(
+        name="spread_mean_{W}s", unit="quote", formula="time-weighted mean of spread", lo=0, inputs=_quotes, **_window
+    ),
+    Column(
+        name="vol_imbalance_mean_{W}s",
+        unit="1",
+        formula="time-weighted mean of volume_imbalance",
+        lo=-1,
+        hi=1,
+        inputs=_all[2:],
+        **_window,
+    ),
+)
 
 # %% ../../nbs/20_features/04_ticker.ipynb #1dcc37f0
 QUOTES = ("mid_price", "spread", "relative_spread", "spread_bps", "microprice", "volume_imbalance")
 
-def quote_arrays(frame: pl.DataFrame) -> list[np.ndarray]:
+def quote_arrays(frame: pl.DataFrame, t: np.ndarray) -> list[np.ndarray]:
     "Bid, ask, bid size, ask size as float64 arrays (n), NaN for null; sizes that the frame lacks are all NaN."
     def floats(name):
         if name not in frame.columns: return np.full(frame.height, np.nan)
         return np.ascontiguousarray(frame[name].cast(pl.Float64).to_numpy(), np.float64)
-    return [floats(n) for n in ("bid", "ask", "bid_volume", "ask_volume")]
+    arrays = {n: floats(n) for n in ("bid", "ask", "bid_volume", "ask_volume")}
+    for name, values in arrays.items(): check_values(np.where(np.isinf(values), values, 0.0), name, t, above=-np.inf)
+    return list(arrays.values())
 
 class TickerProcessor(Processor):
     "Features of one stream of best quotes: needs the clock, `bid` and `ask`; sizes where there are any."
@@ -90,7 +144,7 @@ class TickerProcessor(Processor):
 
     def _compute(self, t: np.ndarray, frame: pl.DataFrame) -> dict:
         quotes = np.empty((len(QUOTES), t.size))
-        quote_batch(*quote_arrays(frame), quotes)
+        quote_batch(*quote_arrays(frame, t), quotes)
         made = self._steps(t, quotes[0]) | {n: quotes[k] for k, n in enumerate(QUOTES)}
         if self.wanted & {"hour", "day_of_week", "is_weekend"}: made |= calendar(t)
         lo, hi = self.tape.extend(t.size, list(self.windows.values()))

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
-from .processor import Processor, calendar, count_signs, declare_common
+from .processor import Processor, calendar, check_values, count_signs, declare_common
 from .streaming import jit, must_turn, sum_window_take, sum_window_turn, window_sum
 
 # %% auto #0
-__all__ = ['VALUES', 'side_sign', 'trade_rows_batch', 'trade_window_batch', 'TradesProcessor']
+__all__ = ['VALUES', 'side_sign', 'trade_rows_batch', 'trade_window_batch', 'check_trades', 'TradesProcessor']
 
 # %% ../../nbs/20_features/03_trades.ipynb #131ee002
 def side_sign(side: pl.Series) -> pl.Series:
@@ -61,24 +61,95 @@ _window = dict(channel="trades", category=C.ROLLING, per="rolling_windows", lo=0
 _flow, _money = ("amount", "side"), ("price", "amount")
 declare_common("trades")
 declare(
-    Column(name="is_buy", unit="1", dtype=pl.Int8, formula="1 taker buy, 0 taker sell, null unknown", lo=0, hi=1, inputs=("side",), **_row),
-    Column(name="side_sign", unit="1", dtype=pl.Int8, formula="$d = +1, -1$, null unknown", citation="Lee & Ready 1991", lo=-1, hi=1, inputs=("side",), **_row),
+    Column(
+        name="is_buy",
+        unit="1",
+        dtype=pl.Int8,
+        formula="1 taker buy, 0 taker sell, null unknown",
+        lo=0,
+        hi=1,
+        inputs=("side",),
+        **_row,
+    ),
+    Column(
+        name="side_sign",
+        unit="1",
+        dtype=pl.Int8,
+        formula="$d = +1, -1$, null unknown",
+        citation="Lee & Ready 1991",
+        lo=-1,
+        hi=1,
+        inputs=("side",),
+        **_row,
+    ),
     Column(name="dollar_volume", unit="quote", formula="$p q$", lo=0, inputs=_money, **_row),
     Column(name="signed_volume", unit="base", formula="$d q$", citation="Hasbrouck 1991", inputs=_flow, **_row),
-    Column(name="log_return", unit="1", formula=r"$r_n = \ln(p_n / p_{n-1})$", channel="trades", category=C.DYNAMIC, warmup=2, inputs=("price",)),
-    Column(name="dt_s", unit="s", formula="clock difference to the previous trade", channel="trades", category=C.DYNAMIC, warmup=2, lo=0),
-    Column(name="vwap_{W}s", unit="quote", formula=r"$\sum p q / \sum q$", citation="Berkowitz, Logue, Noser 1988", inputs=_money, **_window),
+    Column(
+        name="log_return",
+        unit="1",
+        formula=r"$r_n = \ln(p_n / p_{n-1})$",
+        channel="trades",
+        category=C.DYNAMIC,
+        warmup=2,
+        inputs=("price",),
+    ),
+    Column(
+        name="dt_s",
+        unit="s",
+        formula="clock difference to the previous trade",
+        channel="trades",
+        category=C.DYNAMIC,
+        warmup=2,
+        lo=0,
+    ),
+    Column(
+        name="vwap_{W}s",
+        unit="quote",
+        formula=r"$\sum p q / \sum q$",
+        citation="Berkowitz, Logue, Noser 1988",
+        inputs=_money,
+        **_window,
+    ),
     Column(name="volume_{W}s", unit="base", formula=r"$\sum q$", inputs=("amount",), **_window),
     Column(name="dollar_volume_{W}s", unit="quote", formula=r"$\sum p q$", inputs=_money, **_window),
     Column(name="trade_count_{W}s", unit="1", dtype=pl.UInt32, formula="number of trades", **(_window | dict(lo=1))),
-    Column(name="buy_ratio_{W}s", unit="1", formula="buys / (buys + sells), by count of known sides", hi=1, inputs=("side",), **_window),
-    Column(name="tfi_{W}s", unit="1", formula="$(B - S) / (B + S)$", citation="Chordia, Roll, Subrahmanyam 2002", hi=1, inputs=_flow, **(_window | dict(lo=-1))),
-    Column(name="realized_var_{W}s", unit="1", formula=r"$\sum r^2$", citation="Andersen, Bollerslev 1998", warmup=2, inputs=("price",), **_window))
+    Column(
+        name="buy_ratio_{W}s",
+        unit="1",
+        formula="buys / (buys + sells), by count of known sides",
+        hi=1,
+        inputs=("side",),
+        **_window,
+    ),
+    Column(
+        name="tfi_{W}s",
+        unit="1",
+        formula="$(B - S) / (B + S)$",
+        citation="Chordia, Roll, Subrahmanyam 2002",
+        hi=1,
+        inputs=_flow,
+        **(_window | dict(lo=-1)),
+    ),
+    Column(
+        name="realized_var_{W}s",
+        unit="1",
+        formula=r"$\sum r^2$",
+        citation="Andersen, Bollerslev 1998",
+        warmup=2,
+        inputs=("price",),
+        **_window,
+    ),
+)
 
 # %% ../../nbs/20_features/03_trades.ipynb #1e5a16bb
 def _floats(frame: pl.DataFrame, name: str) -> np.ndarray:
     "A Float64 column as a contiguous array, null as NaN."
     return np.ascontiguousarray(frame[name].cast(pl.Float64).to_numpy(), np.float64)
+
+def check_trades(price: np.ndarray, amount: np.ndarray, t: np.ndarray) -> None:
+    "`BadDataError` unless prices are positive, amounts not negative, and all of them finite."
+    check_values(price, "price", t, above=0.0)
+    check_values(amount, "amount", t, above=-5e-324)
 
 class TradesProcessor(Processor):
     "Features of one stream of trades: needs the clock, `price`, `amount` and `side`."
@@ -86,6 +157,7 @@ class TradesProcessor(Processor):
 
     def _compute(self, t: np.ndarray, frame: pl.DataFrame) -> dict:
         sign, price, amount = side_sign(frame["side"]), _floats(frame, "price"), _floats(frame, "amount")
+        check_trades(price, amount, t)
         made = self._steps(t, price)
         known = sign.fill_null(0).to_numpy()
         made |= self._one_trade(frame, sign, t)

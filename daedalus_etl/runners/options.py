@@ -20,10 +20,6 @@ __all__ = ['FLAGS', 'FEATURE_FLAGS', 'BAR_FLAGS', 'INTERRUPTED', 'add_flags', 'f
 def _words(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text.split(",") if w.strip())
 def _numbers(text: str) -> tuple[int, ...]: return tuple(int(w) for w in _words(text))
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1: raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
 FLAGS: dict[str, dict] = {
     "--input": dict(metavar="PATH", help="folder of the input dataset"),
     "--input-format": dict(choices=["parquet", "ndjson", "csv"], default="parquet", help="format of the input files (parquet)"),
@@ -36,12 +32,12 @@ FLAGS: dict[str, dict] = {
     "--day": dict(type=_numbers, metavar="D", help="only this day of the month"),
     "--start-date": dict(metavar="DATE", help="first day, YYYY-MM-DD, UTC"),
     "--end-date": dict(metavar="DATE", help="last day, inclusive"),
-    "--limit": dict(type=_positive, metavar="N", help="take the first N rows and write them to scratch, never to the target"),
+    "--limit": dict(type=int, metavar="N", help="take the first N rows and write them to scratch, never to the target"),
     "--dry-run": dict(action="store_true", help="show what would be done, and why; do nothing"),
     "--state-path": dict(metavar="PATH", help="folder with states to begin with, and for those in which the chains end"),
     "--cold-start": dict(action="store_true", help="begin without the state of the partition before, if it has none"),
     "--config": dict(metavar="FILE", help="configuration (config/config.yaml, if it exists)"),
-    "--workers": dict(type=_positive, metavar="N", help="streams computed side by side"),
+    "--workers": dict(type=int, metavar="N", help="streams computed side by side"),
     "--debug": dict(action="store_true", help="show the traceback of an error")}
 
 FEATURE_FLAGS: dict[str, dict] = {

@@ -12,7 +12,7 @@ from ..core.state import dump_state, load_state, state_hash
 from .commit import Dataset, write_whole
 
 # %% auto #0
-__all__ = ['StateKey', 'state_path', 'save_artifact', 'load_artifact', 'read_state']
+__all__ = ['StateKey', 'state_path', 'state_bytes', 'save_artifact', 'load_artifact', 'read_state']
 
 # %% ../../nbs/10_storage/04_state.ipynb #be00b9c6
 @dataclass(frozen=True)
@@ -31,9 +31,12 @@ def state_path(dataset: Dataset, digest: str) -> Path:
     "Where the state of that hash lies, whether it exists or not."
     return dataset.meta / "states" / f"{digest}.state"
 
-def save_artifact(dataset: Dataset, key: StateKey, state: Mapping) -> str:
-    "Write `state` beside the dataset, durable and under its hash, which is returned."
-    data = dump_state(dict(state), key.header)
+def state_bytes(key: StateKey, state: Mapping) -> bytes:
+    "`state` as it is kept and hashed: with the key that it was made by."
+    return dump_state(dict(state), key.header)
+
+def save_artifact(dataset: Dataset, data: bytes) -> str:
+    "Write the bytes of a state beside the dataset, durable and under their hash, which is returned."
     path = state_path(dataset, digest := state_hash(data))
     if not path.exists(): write_whole(path, lambda p: p.write_bytes(data))
     return digest

@@ -115,8 +115,7 @@ class BarAggregationTransform(StatefulTransform):
         before = dict(self.state)
 
         def batches(d: int, wanted: list[str]) -> Iterator[pl.DataFrame]:
-            with context.notes.watching():
-                if not made: made.update(self._pass(rows, list(names), list(keys), context, before))
+            if not made: made.update(self._pass(rows, list(names), list(keys), context, before))
             yield made[d].select(list(schema))
 
         return {f"{self.output}/{d}s": lazy_source(schema, partial(batches, d)) for d in context.feature_config.bar_durations}
