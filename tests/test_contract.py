@@ -20,6 +20,7 @@ import daedalus_etl
 from daedalus_etl.core.base import Notes, TransformContext
 from daedalus_etl.core.catalog import Catalogue, schema_of, select
 from daedalus_etl.core.config import FeatureConfig, InputConfig, OutputConfig, TransformConfig
+from daedalus_etl.core.errors import BadDataError
 from daedalus_etl.core.state import dump_state, load_state
 from daedalus_etl.features.bars import BarsProcessor, fill_empty_bars
 from daedalus_etl.features.frames import PROCESSORS, feature_frame
@@ -129,8 +130,7 @@ def largest(pairs) -> float:
     return max((abs(v) for _, v in pairs), default=0.0)
 
 
-HELD = {"mid_price_mean": "mid_price", "mid_price_std": "mid_price", "spread_mean": "spread",
-        "vol_imbalance_mean": "volume_imbalance"}
+HELD = {"mid_price_std": "mid_price", "vol_imbalance_mean": "volume_imbalance"}
 
 
 def absolute(channel, want, cfg):
@@ -140,8 +140,6 @@ def absolute(channel, want, cfg):
     * `mid_price_std`: a deviation is the difference of two prices, right to eps of the price itself; so is the root of
       their mean square. The condition of the data, whatever the algorithm.
     * `vol_imbalance_mean`: terms of both signs cancel; right to eps of the largest term.
-    * `mid_price_mean`, `spread_mean`: the running mean m += (x - m) share is right to eps of the largest value that the
-      window has merged, not of the mean; it shows only where values of one window differ by a factor above 100.
     The factor 32 stands for the growth of rounding over the merges of a window."""
     clocks, segs = [naive.clock_us(r, cfg.clock) for r in want], [r["segment_id"] for r in want]
 
@@ -154,19 +152,9 @@ def absolute(channel, want, cfg):
     return of if channel == "trades" or cfg.rolling_windows else lambda n, name: 0.0
 
 
-def absolute_bars(channel, want, rows, cfg, d):
-    "As `absolute`, for bars: `trade_imbalance` is a `tfi`, the time-weighted means of spreads are running means."
-    quotes, clocks = naive.ticker(rows, (), cfg.max_gap_s, cfg.clock) if channel == "ticker" else None, None
-    if quotes: clocks = [naive.clock_us(r, cfg.clock) for r in rows]
-
-    def of(n, name):
-        if name == "trade_imbalance": return want[n]["n_obs"] * EPS
-        if name not in ("mean_spread", "mean_relative_spread"): return 0.0
-        start = want[n]["bar_start"]
-        members = naive.bar_members(clocks, d)[start]
-        return 32 * EPS * largest(naive.bar_held(quotes, clocks, members, name[5:], (start, start + d * SECOND),
-                                                 cfg.max_gap_s))
-    return of
+def absolute_bars(want):
+    "As `absolute`, for bars: `trade_imbalance` is a `tfi`."
+    return lambda n, name: want[n]["n_obs"] * EPS if name == "trade_imbalance" else 0.0
 
 
 # ---- fixed streams that visit the edges
@@ -231,7 +219,7 @@ def check_gold(channel, rows, cfg):
     rows = ordered(channel, rows, cfg.clock)
     for d, bars in process_bars(channel, [frame(channel, rows)], cfg).items():
         want = GOLD[channel](rows, d, cfg.max_gap_s, cfg.clock)
-        meets(plain(bars), want, Catalogue(f"{channel}_bars", cfg), absolute_bars(channel, want, rows, cfg, d))
+        meets(plain(bars), want, Catalogue(f"{channel}_bars", cfg), absolute_bars(want))
 
 
 @both
@@ -554,10 +542,11 @@ def test_holes_in_the_input_become_null(channel):
         assert made["volume_imbalance"].is_null().to_list() == [False, True, True, True, False]
 
 
-def test_a_price_of_zero_makes_no_infinity():
-    "Files are checked when they are read, frames are not: no output holds NaN or inf either way."
-    hold_all(daedalus_etl.features(trades=frame("trades", [trade(k, price=p) for k, p in enumerate((1.0, 0.0, 1.0))])),
-             Catalogue("trades", config()))
+@pytest.mark.parametrize("price", (0.0, -1.0, math.inf, math.nan, None))
+def test_a_price_that_is_none_is_refused(price):
+    "Files are cleaned when they are read; in a frame such a row is an error, not an infinity in the output."
+    with pytest.raises(BadDataError, match="price"):
+        daedalus_etl.features(trades=frame("trades", [trade(0), trade(1, price=price), trade(2)]))
 
 
 def test_a_spread_of_all_the_ask_is_within_bounds():

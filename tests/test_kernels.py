@@ -518,7 +518,7 @@ def test_quotes():
 
 
 #: the largest value that a window of `quote_dicts` merges; 0: the mean is of that size itself
-SCALES = {"mid_price_mean": 0, "mid_price_std": 110, "spread_mean": 2, "vol_imbalance_mean": 1}
+SCALES = {"mid_price_mean": 0, "mid_price_std": 110, "spread_mean": 0, "vol_imbalance_mean": 1}
 
 
 @by_clocks

@@ -12,7 +12,7 @@ from ..core.catalog import Column, declare
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
 from .processor import clock_array
-from .streaming import STEP, US, jit, step_batch
+from .streaming import STEP, US, blend, jit, step_batch
 from .ticker import QUOTES, quote_arrays, quote_batch
 from .trades import check_trades, side_sign
 
@@ -93,10 +93,9 @@ def trade_bar_batch(bar, width, t, trades, sign, log_return, out):
 def hold(s, w):
     "Let the last quote of the open bar hold for `w` us; a quote without a spread takes no time."
     if w <= 0 or s["spread"] != s["spread"]: return
+    s["mean_spread"] = blend(s["mean_spread"], s["held"], s["spread"], w)
+    s["mean_relative"] = blend(s["mean_relative"], s["held"], s["relative"], w)
     s["held"] += w
-    share = w / s["held"]
-    s["mean_spread"] += (s["spread"] - s["mean_spread"]) * share
-    s["mean_relative"] += (s["relative"] - s["mean_relative"]) * share
 
 @jit
 def settle(s, width, gap, until):

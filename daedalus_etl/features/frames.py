@@ -14,6 +14,7 @@ from ..core.config import FeatureConfig, normalize_symbol
 from ..core.errors import ConfigError, SchemaError, did_you_mean
 from ..core.lazy import lazy_source
 from daedalus_etl.features.ordering import (
+    ROW,
     SEEN,
     Survey,
     clock_us,
@@ -72,20 +73,25 @@ class StreamFeed:
         return state if self.channel != "trades" else state | {"seen": self._recent_rows()}
 
     def _prepared(self, rows: pl.LazyFrame, notes: Notes) -> tuple[pl.LazyFrame, Survey]:
-        "`rows` (with a mark on repeats, if there are any) and what the survey found; late rows are refused."
+        "`rows` without those that come too late, numbered if some are repeats, and what the survey found."
         found = survey(rows, self.config.clock)
         notes.disordered += found.disordered
-        self._repeats = None
+        rows, self._repeats = self._in_time(rows, found, notes), None
         if self.channel == "trades" and "trade_id" in rows.collect_schema().names() and self._may_repeat(rows, found):
-            window = int(self.config.dedup_window_s * US)
-            repeats = find_repeats(rows, self._recent_rows(), self.config.clock, window)
-            if repeats.height:
-                notes.duplicates += repeats.filter(~pl.col("conflict")).height
-                if (bad := repeats.filter("conflict")).height:
-                    notes.quarantined.append(bad.drop("conflict", "clock").with_columns(reason=pl.lit("conflicting_repeat")))
-                self._repeats = repeats["row"]
-                rows = rows.with_row_index(_ROW)
-        return self._in_time(rows, found, notes), found
+            rows = self._marked(rows, notes)
+        return rows, found
+
+    def _marked(self, rows: pl.LazyFrame, notes: Notes) -> pl.LazyFrame:
+        "Find the repeats among `rows`; numbers the rows if there are any."
+        if ROW not in rows.collect_schema().names(): rows = rows.with_row_index(ROW)
+        repeats = find_repeats(rows, self._recent_rows(), self.config.clock, int(self.config.dedup_window_s * US))
+        conflicts = repeats.filter("conflict")
+        notes.duplicates += repeats.height - conflicts.height
+        if conflicts.height:
+            reason = pl.lit("conflicting_repeat").alias("reason")
+            notes.quarantined.append(conflicts.drop("conflict", "clock").with_columns(reason))
+        if repeats.height: self._repeats = repeats["row"]
+        return rows
 
     def _may_repeat(self, rows: pl.LazyFrame, found: Survey) -> bool:
         "Strictly increasing ids repeat nothing among themselves, and nothing recent if they begin above it."
@@ -101,13 +107,15 @@ class StreamFeed:
         "`rows` without those before the last row of the state: they are too late to be fed to a stream that went on."
         last = self.processor.last_clock
         if last is None or found.first is None or found.first >= last: return rows
-        late = rows.with_row_index("row").filter(clock_us(self.config.clock) < last).collect()
+        rows = rows.with_row_index(ROW)
+        late = rows.filter(clock_us(self.config.clock) < last).collect().rename({ROW: "row"})
         notes.quarantined.append(late.with_columns(reason=pl.lit("late")))
         return rows.filter(clock_us(self.config.clock) >= last)
 
     def _without_repeats(self, batch: pl.DataFrame) -> pl.DataFrame:
-        if self._repeats is None: return batch
-        return batch.filter(~pl.col(_ROW).is_in(self._repeats.implode())).drop(_ROW)
+        if ROW not in batch.columns: return batch
+        if self._repeats is not None: batch = batch.filter(~pl.col(ROW).is_in(self._repeats.implode()))
+        return batch.drop(ROW)
 
     def _remember(self, batch: pl.DataFrame) -> None:
         if self.channel != "trades" or "trade_id" not in batch.columns: return
@@ -119,8 +127,6 @@ class StreamFeed:
         rows = pl.concat(list(self.recent))
         edge = (rows["clock"].max() or 0) - int(self.config.dedup_window_s * US)
         return rows.filter(pl.col("trade_id") != "", pl.col("clock") > edge)
-
-_ROW = "__row__"
 
 def _finite(batch: pl.DataFrame) -> pl.DataFrame:
     "Values that pass through: NaN and infinities in them are holes, written as null."

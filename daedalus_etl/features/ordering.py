@@ -11,8 +11,8 @@ import polars as pl
 from .streaming import jit
 
 # %% auto #0
-__all__ = ['MISSING', 'BATCH_ROWS', 'SORT_ROWS', 'SURVEY', 'CONTENT', 'SEEN', 'clock_us', 'order_keys', 'Survey', 'survey_batch',
-           'survey', 'ordered_batches', 'seen_rows', 'find_repeats']
+__all__ = ['MISSING', 'BATCH_ROWS', 'SORT_ROWS', 'SURVEY', 'ROW', 'CONTENT', 'SEEN', 'clock_us', 'order_keys', 'Survey',
+           'survey_batch', 'survey', 'ordered_batches', 'seen_rows', 'find_repeats']
 
 # %% ../../nbs/20_features/01_ordering.ipynb #8d49f1ee
 MISSING = -(2**63)          # sorts before every real key
@@ -70,8 +70,10 @@ def survey(rows: pl.LazyFrame, clock: str) -> Survey:
     n, disordered, increase = (int(s[k][0]) for k in ("n", "disordered", "increase"))
     return Survey(n, disordered == 0, bool(increase), disordered, int(s["low"][0]) if n else None, int(s["high"][0]) if n else None)
 
-# %% ../../nbs/20_features/01_ordering.ipynb #2dbca830
-def ordered_batches(rows: pl.LazyFrame, clock: str, found: Survey, batch_rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:
+# %% ../../nbs/20_features/01_ordering.ipynb #03a88309
+def ordered_batches(
+    rows: pl.LazyFrame, clock: str, found: Survey, batch_rows: int = BATCH_ROWS
+) -> Iterator[pl.DataFrame]:
     "The rows of one stream in its order, in frames of `batch_rows`; the stable sort keeps input order among equals."
     if found.ordered:
         yield from rows.collect_batches(chunk_size=batch_rows, maintain_order=True)
@@ -93,9 +95,17 @@ def _time_slices(rows: pl.LazyFrame, clock: str, found: Survey) -> Iterator[pl.L
         if high is not None: piece = piece.filter(clock_us(clock) < int(high))
         yield piece
 
-# %% ../../nbs/20_features/01_ordering.ipynb #634cdce7
+# %% ../../nbs/20_features/01_ordering.ipynb #1ce452f1
+ROW = "__row__"             # number of a row in its partition, where it must survive a filter
 CONTENT = ["timestamp", "side", "price", "amount"]
-SEEN = {"clock": pl.Int64, "trade_id": pl.String, "timestamp": pl.Int64, "side": pl.String, "price": pl.Float64, "amount": pl.Float64}
+SEEN = {
+    "clock": pl.Int64,
+    "trade_id": pl.String,
+    "timestamp": pl.Int64,
+    "side": pl.String,
+    "price": pl.Float64,
+    "amount": pl.Float64,
+}
 
 def seen_rows(rows: pl.LazyFrame | pl.DataFrame, clock: str):
     "Clock, id and content of trades, as kept in the state for the rows of the last `dedup_window_s`."
@@ -113,17 +123,20 @@ def _candidates(rows: pl.LazyFrame, recent: pl.DataFrame) -> pl.Series:
 def find_repeats(rows: pl.LazyFrame, recent: pl.DataFrame, clock: str, window_us: int) -> pl.DataFrame:
     """The trades of `rows` (one partition) that repeat an id of the partition or one of `recent` within `window_us`.
 
-    Returns a frame with `row` (UInt32, number in `rows`), the columns of `SEEN`, and `conflict` (Boolean: its content
+    Returns a frame with `row` (UInt32, number in `rows`, or what its column `ROW` says), the columns of `SEEN`, and `conflict` (Boolean: its content
     is not that of the first)."""
     keys = order_keys(rows.collect_schema().names(), clock)
-    inside = rows.with_row_index("row").filter(
+    if ROW not in rows.collect_schema().names(): rows = rows.with_row_index(ROW)
+    inside = rows.filter(
         pl.col("trade_id") != "", pl.col("trade_id").hash().is_in(_candidates(rows, recent).implode()))
     inside = inside.sort(list(keys.values()), maintain_order=True).collect()
-    here = seen_rows(inside, clock).with_columns(row=inside["row"], here=True)
+    here = seen_rows(inside, clock).with_columns(row=inside[ROW], here=True)
     before = recent.filter(pl.col("trade_id") != "").with_columns(row=pl.lit(None, pl.UInt32), here=False)
     both = pl.concat([before, here.select(before.columns)])
     previous = pl.col("clock").shift(1).over("trade_id", order_by=pl.int_range(pl.len()))
     same_partition = pl.col("here").shift(1).over("trade_id", order_by=pl.int_range(pl.len()))
-    differs = pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).first().over("trade_id")) for c in CONTENT)
-    repeat = same_partition | (previous > pl.col("clock") - window_us)
-    return both.with_columns(repeat=repeat, conflict=differs).filter("here", "repeat").drop("here", "repeat")
+    repeat = (same_partition | (previous > pl.col("clock") - window_us)) & pl.col("here")
+    both = both.with_columns(repeat=repeat.fill_null(False))
+    kept = pl.when(~pl.col("repeat")).then(pl.struct(CONTENT)).forward_fill().over("trade_id", order_by=pl.int_range(pl.len()))
+    differs = pl.any_horizontal(pl.col(c).ne_missing(kept.struct.field(c)) for c in CONTENT)
+    return both.with_columns(conflict=differs).filter("repeat").drop("here", "repeat")

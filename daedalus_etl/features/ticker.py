@@ -27,7 +27,7 @@ def quote_batch(bid, ask, bid_size, ask_size, out):
         mid = (b + a) / 2.0
         out[0, i], out[1, i] = mid, a - b
         out[2, i] = (a - b) / mid
-        out[3, i] = 1e4 * (a - b) / mid
+        out[3, i] = 1e4 * out[2, i]
         if sized: out[4, i] = (b * qa + a * qb) / (qb + qa)
 
 # %% ../../nbs/20_features/04_ticker.ipynb #54b2a14b
