@@ -27,6 +27,7 @@ def features(args: argparse.Namespace) -> None:
     import polars as pl
     from daedalus_etl.core.catalog import Catalogue, table
     from daedalus_etl.features import bars  # noqa: F401  declares the columns
+
     with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=70, tbl_width_chars=220, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED"):
         print(table(Catalogue(args.channel, config_of(args).features)))
 
@@ -36,24 +37,61 @@ DEMO = dict(input="data_samples/bronze", output="data/demo")
 def demo(args: argparse.Namespace) -> None:
     "The sample data through silver to gold, and a look at the result."
     import polars as pl
+    from daedalus_etl.storage.dataset import scan
     args.input, args.output = args.input or DEMO["input"], args.output or DEMO["output"]
     settings = config_of(args)
     jobs.pipeline(args, settings)
     if args.dry_run or args.limit: return
     root = settings.storage.output_root
-    looks = {f"{root}/silver/trades": ["capture_ts", "symbol", "price", "log_return", "vwap_60s", "tfi_60s", "realized_var_300s"],
-             f"{root}/gold/trades_bars/300s": ["bar_start", "symbol", "open", "high", "low", "close", "volume", "trade_imbalance", "annualized_vol"]}
-    with pl.Config(tbl_rows=8, tbl_cols=-1, tbl_width_chars=160, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED", float_precision=5):
+    looks = {
+        f"{root}/silver/trades": [
+            "capture_ts",
+            "symbol",
+            "price",
+            "log_return",
+            "vwap_60s",
+            "tfi_60s",
+            "realized_var_300s",
+        ],
+        f"{root}/gold/trades_bars/300s": [
+            "bar_start",
+            "symbol",
+            "open",
+            "high",
+            "low",
+            "close",
+            "volume",
+            "trade_imbalance",
+            "annualized_vol",
+        ],
+    }
+    with pl.Config(tbl_rows=8, tbl_cols=-1, tbl_width_chars=160, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED"):
         for path, columns in looks.items():
             print(f"\n{path}")
-            print(pl.scan_parquet(path, hive_schema={"symbol": pl.String}, hive_partitioning=True).select(columns).tail(8).collect())
+            print(scan(path).select(columns).tail(8).collect())
 
-# %% ../nbs/50_runners/05_cli.ipynb #5c31edca
+# %% ../nbs/50_runners/05_cli.ipynb #795f53c2
 COMMANDS = {
-    "trades": (run_trades_features.run, (FEATURE_FLAGS,)), "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)), "bars": (run_bars.run, (BAR_FLAGS,)),
-    "run": (run, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})), "plan": (plan, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
+    "trades": (run_trades_features.run, (FEATURE_FLAGS,)),
+    "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)),
+    "bars": (run_bars.run, (BAR_FLAGS,)),
+    "run": (run, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
+    "plan": (plan, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
     "demo": (demo, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
-    "features": (features, (FEATURE_FLAGS, {"--channel": dict(choices=["trades", "ticker", "trades_bars", "ticker_bars"], default="trades", help="whose columns (trades)")}))}
+    "features": (
+        features,
+        (
+            FEATURE_FLAGS,
+            {
+                "--channel": dict(
+                    choices=["trades", "ticker", "trades_bars", "ticker_bars"],
+                    default="trades",
+                    help="whose columns (trades)",
+                )
+            },
+        ),
+    ),
+}
 
 def parser() -> argparse.ArgumentParser:
     "The parser of `daedalus` with all commands."

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lakes
 import polars as pl
@@ -17,6 +18,7 @@ from daedalus_etl.features.frames import features
 from daedalus_etl.runners import run_bars, run_ticker_features, run_trades_features
 from daedalus_etl.runners.options import config_of, filter_of
 
+SAMPLES = Path(__file__).resolve().parents[1] / "data_samples" / "bronze"
 RAW, OUT = "data/raw/ready/ccxt", "data/processed"
 WINDOWS = ("5", "15", "60", "300", "900")
 
@@ -365,3 +367,14 @@ def test_interrupted(tmp_path, number):
     assert all(pl.read_parquet(silver / f, hive_partitioning=False).height == 360 for f in done)
     assert number == signal.SIGTERM or lakes.leftovers(tmp_path / OUT) == []     # who is killed cannot clean up
     assert len(done) <= seen + 8 < len(hours), f"{len(done)} partitions done, {seen} at the time of the signal"
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    "The command that the README begins with."
+    monkeypatch.chdir(tmp_path)
+    assert main("demo", "--input", str(SAMPLES)) == 0
+    said = capsys.readouterr().out
+    assert "tfi_60s" in said and "annualized_vol" in said
+    assert len(files(tmp_path / "data/demo/gold/trades_bars/300s")) == 4
+    assert main("plan", "--input", str(SAMPLES), "--output", "data/demo") == 0
+    assert "written" not in capsys.readouterr().out
