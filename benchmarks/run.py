@@ -1,8 +1,8 @@
 """Side by side: `python benchmarks/run.py` measures each case in processes of its own and prints medians and ratios.
 
 Cases: trades silver with five windows against the I/O floor (the same columns read and written, nothing computed), its
-peak memory at several sizes, 60 s bars from Parquet against polars and DuckDB, and the time that imports take. Inputs are
-simulated and made once, below --data. CPU seconds hold on a loaded machine; wall seconds do not."""
+peak memory at several sizes, 60 s bars from Parquet against polars and DuckDB, and the time that imports take. Inputs
+are simulated and made once, below --data. CPU seconds hold on a loaded machine; wall seconds do not."""
 import argparse
 import json
 import os
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+WRITER = dict(compression="zstd", compression_level=3, row_group_size=131_072)        # as the executor's defaults
 
 
 def measured(work) -> dict:
@@ -52,13 +53,14 @@ def case_floor(data: Path, scratch: Path):
 
     def batches(columns):
         at = 0
-        for batch in pl.scan_parquet(bronze, hive_partitioning=False).collect_batches(chunk_size=131_072, maintain_order=True):
+        rows = pl.scan_parquet(bronze, hive_partitioning=False)
+        for batch in rows.collect_batches(chunk_size=131_072, maintain_order=True):
             at = 0 if at + batch.height > sample.height else at
             yield sample[at:at + batch.height]
             at += batch.height
 
     target = scratch / "floor.parquet"
-    lazy_source(dict(sample.schema), batches).sink_parquet(target, compression="zstd", compression_level=3, row_group_size=131_072, sync_on_close="all")
+    lazy_source(dict(sample.schema), batches).sink_parquet(target, **WRITER, sync_on_close="all")
     return pl.scan_parquet(target).select(pl.len()).collect().item()
 
 
@@ -69,7 +71,8 @@ def _silver_sample(data: Path, scratch: Path):
         small = scratch / "small" / "trades" / "exchange=a" / "symbol=b" / "year=2026" / "month=01" / "day=14"
         small.mkdir(parents=True)
         (bronze,) = data.glob("trades/**/*.parquet")
-        pl.scan_parquet(bronze, hive_partitioning=False).head(131_072 * 8).drop("exchange", "symbol").sink_parquet(small / "part-0.parquet")
+        few = pl.scan_parquet(bronze, hive_partitioning=False).head(131_072 * 8).drop("exchange", "symbol")
+        few.sink_parquet(small / "part-0.parquet")
         silver_job(scratch / "small", scratch / "sample")
     (silver,) = (scratch / "sample" / "silver").glob("**/*.parquet")
     return pl.read_parquet(silver, hive_partitioning=False)
@@ -85,25 +88,29 @@ def case_bars_daedalus(data: Path, scratch: Path):
     (source,) = _silver_columns(data, scratch)
     context = TransformContext(feature_config=FeatureConfig(bar_durations=[60]), stream=("simulated", "BTC-USDT"))
     bars = BarAggregationTransform(bars_config("trades", StorageConfig()))
-    return bars.transform({"silver": pl.scan_parquet(source, hive_partitioning=False)}, context)["gold/60s"].collect().height
+    rows = pl.scan_parquet(source, hive_partitioning=False)
+    return bars.transform({"silver": rows}, context)["gold/60s"].collect().height
 
 
 def case_bars_polars(data: Path, scratch: Path):
     import polars as pl
-    (source,), c = _silver_columns(data, scratch), pl.col
-    signed = c("amount").filter
-    return pl.scan_parquet(source, hive_partitioning=False).set_sorted("capture_ts").group_by_dynamic("capture_ts", every="60s").agg(
-        c("price").first().alias("open"), c("price").max().alias("high"), c("price").min().alias("low"), c("price").last().alias("close"),
-        c("amount").sum().alias("volume"), (c("price") * c("amount")).sum().alias("dollar_volume"), pl.len().alias("trade_count"),
-        signed(c("side_sign") > 0).sum().alias("buy_volume"), signed(c("side_sign") < 0).sum().alias("sell_volume")).collect().height
+    (source,) = _silver_columns(data, scratch)
+    rows = pl.scan_parquet(source, hive_partitioning=False)
+    price, amount, sign = map(pl.col, ("price", "amount", "side_sign"))
+    bars = rows.set_sorted("capture_ts").group_by_dynamic("capture_ts", every="60s").agg(
+        open=price.first(), high=price.max(), low=price.min(), close=price.last(), volume=amount.sum(),
+        dollar_volume=(price * amount).sum(), trade_count=pl.len(), buy_volume=amount.filter(sign > 0).sum(),
+        sell_volume=amount.filter(sign < 0).sum())
+    return bars.collect().height
 
 
 def case_bars_duckdb(data: Path, scratch: Path):
     import duckdb
     (source,) = _silver_columns(data, scratch)
-    return len(duckdb.sql(f"""select time_bucket(interval '60 seconds', capture_ts) b, arg_min(price, capture_ts), max(price), min(price),
-        arg_max(price, capture_ts), sum(amount), sum(price * amount), count(*), sum(amount) filter (side_sign > 0),
-        sum(amount) filter (side_sign < 0) from read_parquet('{source}') group by b order by b""").arrow().read_all())
+    return len(duckdb.sql(f"""select time_bucket(interval '60 seconds', capture_ts) b, arg_min(price, capture_ts),
+        max(price), min(price), arg_max(price, capture_ts), sum(amount), sum(price * amount), count(*),
+        sum(amount) filter (side_sign > 0), sum(amount) filter (side_sign < 0)
+        from read_parquet('{source}') group by b order by b""").arrow().read_all())
 
 
 def _silver_columns(data: Path, scratch: Path) -> list[Path]:
@@ -113,8 +120,8 @@ def _silver_columns(data: Path, scratch: Path) -> list[Path]:
     if not target.exists():
         (bronze,) = data.glob("trades/**/*.parquet")
         sign = pl.when(pl.col("side") == "buy").then(1).otherwise(-1).cast(pl.Int8).alias("side_sign")
-        pl.scan_parquet(bronze, hive_partitioning=False).select("capture_ts", "price", "amount", sign, segment_id=pl.lit(0, pl.Int64)).sink_parquet(
-            target, compression="zstd", compression_level=3, row_group_size=131_072)
+        rows, segment = pl.scan_parquet(bronze, hive_partitioning=False), pl.lit(0, pl.Int64).alias("segment_id")
+        rows.select("capture_ts", "price", "amount", sign, segment).sink_parquet(target, **WRITER)
     return [target]
 
 
@@ -149,8 +156,10 @@ def compare(title: str, names: list[str], data: Path, repeat: int) -> None:
     results = {n: [] for n in names}
     for _ in range(repeat):
         for n in names: results[n].append(run_case(n, data))
-    print(f"\n{title}\n{'case':<16}{'rows':>12}{'wall s':>9}{'(range)':>15}{'CPU s':>9}{'wall ratio':>12}{'CPU ratio':>11}{'peak MiB':>10}")
-    med = {n: {k: statistics.median(r[k] for r in rs) for k in ("wall", "cpu", "rss", "rows")} for n, rs in results.items()}
+    print(f"\n{title}\n{'case':<16}{'rows':>12}{'wall s':>9}{'(range)':>15}{'CPU s':>9}"
+          f"{'wall ratio':>12}{'CPU ratio':>11}{'peak MiB':>10}")
+    keys = ("wall", "cpu", "rss", "rows")
+    med = {n: {k: statistics.median(r[k] for r in rs) for k in keys} for n, rs in results.items()}
     base = med[names[0]]
     for n in names:
         m, walls = med[n], [r["wall"] for r in results[n]]
@@ -160,8 +169,8 @@ def compare(title: str, names: list[str], data: Path, repeat: int) -> None:
 
 def imports(repeat: int) -> None:
     print(f"\nimports, wall s of a whole process, median of {repeat}")
-    for code in ("pass", "import daedalus_etl", "import daedalus_etl.transforms.trades", "import daedalus_etl.transforms.bars"):
-        _time(code, [sys.executable, "-c", code], repeat)
+    modules = ("daedalus_etl", "daedalus_etl.transforms.trades", "daedalus_etl.transforms.bars")
+    for code in ("pass", *(f"import {m}" for m in modules)): _time(code, [sys.executable, "-c", code], repeat)
     _time("daedalus --help", [sys.executable, "-m", "daedalus_etl.cli", "--help"], repeat)
 
 
@@ -178,20 +187,24 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "daedalus-bench")
     args.add_argument("--rows", type=int, default=10_000_000)
-    args.add_argument("--memory-rows", type=int, nargs="*", default=[10_000_000, 40_000_000], help="sizes for the peak memory")
+    args.add_argument("--memory-rows", type=int, nargs="*", default=[10_000_000, 40_000_000])
     args.add_argument("--repeat", type=int, default=3)
     args.add_argument("--passes", type=int, default=2, help=argparse.SUPPRESS)
     args.add_argument("--case", help=argparse.SUPPRESS)
     a = args.parse_args()
     if a.case: return child(a.case, a.data, a.passes)
     import polars
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, polars {polars.__version__}, load {os.getloadavg()[0]:.2f}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+          f"polars {polars.__version__}, load {os.getloadavg()[0]:.2f}")
     imports(5)
     data = make_input(a.data, a.rows)
-    compare(f"60 s bars of {a.rows:,} trades from Parquet", ["bars_daedalus", "bars_polars", "bars_duckdb"], data, a.repeat)
+    peers = ["bars_daedalus", "bars_polars", "bars_duckdb"]
+    compare(f"60 s bars of {a.rows:,} trades from Parquet", peers, data, a.repeat)
     compare(f"silver of {a.rows:,} trades, five windows, Parquet to Parquet", ["floor", "silver"], data, a.repeat)
     print("\npeak memory of the silver job")
-    for rows in a.memory_rows: print(f"  {rows:>12,} rows {run_case('silver', make_input(a.data, rows), passes=1)['rss']:>8.0f} MiB")
+    for rows in a.memory_rows:
+        peak = run_case("silver", make_input(a.data, rows), passes=1)["rss"]
+        print(f"  {rows:>12,} rows {peak:>8.0f} MiB")
 
 
 if __name__ == "__main__": main()

@@ -9,11 +9,12 @@ __all__ = []
 # %% ../nbs/00_core/10_package.ipynb #076e6f49
 import importlib
 
-# %% ../nbs/00_core/10_package.ipynb #54976c4c
+# %% ../nbs/00_core/10_package.ipynb #16043aa0
 _HOMES = {
-    "features": "features", "load_config": "config", "FeatureConfig": "core.config", "FilterSpec": "core.config", "InputConfig": "core.config",
-    "OutputConfig": "core.config", "TransformConfig": "core.config", "BaseTransform": "core.base", "StatefulTransform": "core.base",
-    "TransformContext": "core.base", "register_transform": "core.registry", "TransformExecutor": "core.executor", "scan": "storage.dataset"}
+    "features": "features", "load_config": "config", "FeatureConfig": "core.config", "FilterSpec": "core.config",
+    "InputConfig": "core.config", "OutputConfig": "core.config", "TransformConfig": "core.config",
+    "BaseTransform": "core.base", "StatefulTransform": "core.base", "TransformContext": "core.base",
+    "register_transform": "core.registry", "TransformExecutor": "core.executor", "scan": "storage.dataset"}
 
 def __getattr__(name: str):
     "Public names, imported at first use."

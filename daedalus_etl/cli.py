@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse, sys
 from . import __version__
 from .runners import jobs, run_bars, run_ticker_features, run_trades_features
-from .runners.options import BAR_FLAGS, FEATURE_FLAGS, add_flags, config_of, exit_code
+from .runners.options import BAR_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
 __all__ = ['DEMO', 'COMMANDS', 'run', 'plan', 'features', 'demo', 'parser', 'main', 'app']
@@ -28,7 +28,7 @@ def features(args: argparse.Namespace) -> None:
     from daedalus_etl.core.catalog import Catalogue, table
     from daedalus_etl.features import bars  # noqa: F401  declares the columns
 
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, fmt_str_lengths=70, tbl_width_chars=220, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED"):
+    with pl.Config(**TABLE, tbl_rows=-1, fmt_str_lengths=70, tbl_width_chars=220):
         print(table(Catalogue(args.channel, config_of(args).features)))
 
 # %% ../nbs/50_runners/05_cli.ipynb #90742a85
@@ -45,37 +45,18 @@ def demo(args: argparse.Namespace) -> None:
     root = settings.storage.output_root
     looks = {
         f"{root}/silver/trades": [
-            "capture_ts",
-            "symbol",
-            "price",
-            "log_return",
-            "vwap_60s",
-            "tfi_60s",
-            "realized_var_300s",
-        ],
+            "capture_ts", "symbol", "price", "log_return", "vwap_60s", "tfi_60s", "realized_var_300s"],
         f"{root}/gold/trades_bars/300s": [
-            "bar_start",
-            "symbol",
-            "open",
-            "high",
-            "low",
-            "close",
-            "volume",
-            "trade_imbalance",
-            "annualized_vol",
-        ],
-    }
-    with pl.Config(tbl_rows=8, tbl_cols=-1, tbl_width_chars=160, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED"):
+            "bar_start", "symbol", "open", "high", "low", "close", "volume", "trade_imbalance", "annualized_vol"]}
+    with pl.Config(**TABLE, tbl_rows=8, tbl_width_chars=160):
         for path, columns in looks.items():
             print(f"\n{path}")
             print(scan(path).select(columns).tail(8).collect())
 
-# %% ../nbs/50_runners/05_cli.ipynb #795f53c2
+# %% ../nbs/50_runners/05_cli.ipynb #449afbf8
 COMMANDS = {
-    "trades": (run_trades_features.run, (FEATURE_FLAGS,)),
-    "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)),
-    "bars": (run_bars.run, (BAR_FLAGS,)),
-    "run": (run, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
+    "trades": (run_trades_features.run, (FEATURE_FLAGS,)), "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)),
+    "bars": (run_bars.run, (BAR_FLAGS,)), "run": (run, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
     "plan": (plan, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
     "demo": (demo, (FEATURE_FLAGS, {"--durations": BAR_FLAGS["--durations"]})),
     "features": (
@@ -84,14 +65,8 @@ COMMANDS = {
             FEATURE_FLAGS,
             {
                 "--channel": dict(
-                    choices=["trades", "ticker", "trades_bars", "ticker_bars"],
-                    default="trades",
-                    help="whose columns (trades)",
-                )
-            },
-        ),
-    ),
-}
+                    choices=["trades", "ticker", "trades_bars", "ticker_bars"], default="trades",
+                    help="whose columns (trades)")}))}
 
 def parser() -> argparse.ArgumentParser:
     "The parser of `daedalus` with all commands."

@@ -12,5 +12,6 @@ SYMBOLS = {
 
 if __name__ == "__main__":
     shutil.rmtree(HERE / "bronze", ignore_errors=True)
-    for path in write_bronze(HERE / "bronze", SYMBOLS, start=datetime(2026, 1, 14, 23, 30, tzinfo=UTC), duration_s=3600.0, seed=14):
+    start = datetime(2026, 1, 14, 23, 30, tzinfo=UTC)
+    for path in write_bronze(HERE / "bronze", SYMBOLS, start, duration_s=3600.0, seed=14):
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.relative_to(HERE)}")

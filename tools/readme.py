@@ -81,7 +81,8 @@ def cell_blocks(cell: dict, stem: str, folder: str, files: dict) -> list[str]:
     code = DIRECTIVE.sub("", source).strip("\n")
     blocks = [fence(code, "python")] if code.strip() and "echo: false" not in marks else []
     names = (f"{stem}-{cell['id']}-{i}" for i in range(len(cell["outputs"])))
-    return blocks + [b for o, n in zip(cell["outputs"], names, strict=True) if (b := output(o, n, folder, files, alt_text(marks)))]
+    alt, shown = alt_text(marks), zip(cell["outputs"], names, strict=True)
+    return blocks + [b for o, n in shown if (b := output(o, n, folder, files, alt))]
 
 
 def render(nb: Path, root: Path = ROOT) -> dict[str, bytes]:

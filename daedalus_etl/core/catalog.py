@@ -32,7 +32,7 @@ class Column:
     always: bool = False                 # written whatever is selected
     param: object = field(default=None, compare=False)   # the value that filled the template
 
-    def bind(self, config) -> list["Column"]:
+    def bind(self, config) -> list[Column]:
         "The concrete columns under `config`, one for each value of the parameter `per`."
         if not self.per: return [self]
         return [replace(self, name=self.name.format(W=v), param=v) for v in getattr(config, self.per)]
@@ -60,12 +60,15 @@ class Catalogue(Mapping):
         self.channel, self.config, self._columns = channel, config, {}
         for c in _COLUMNS.values():
             if c.channel == channel: self._add(c.bind(config))
-        if not self._columns: raise UnknownFeatureError(f"no column is declared for channel {channel!r}", fix=did_you_mean(channel, channels()))
+        if not self._columns:
+            raise UnknownFeatureError(
+                f"no column is declared for channel {channel!r}", fix=did_you_mean(channel, channels()))
 
     def _add(self, bound: list[Column]) -> None:
         for c in bound:
             if c.name in self._columns:
-                raise UnknownFeatureError(f"two declarations of channel {self.channel!r} are named {c.name!r}: rename one of them")
+                raise UnknownFeatureError(
+                    f"two declarations of channel {self.channel!r} are named {c.name!r}: rename one of them")
             self._columns[c.name] = c
 
     def __getitem__(self, name: str) -> Column: return self._columns[self.resolve(name)]
@@ -76,7 +79,9 @@ class Catalogue(Mapping):
         "The column's own name for `name`, which may be an alias; `UnknownFeatureError` names the nearest one."
         own = _ALIASES.get((self.channel, name), name)
         if own not in self._columns:
-            raise UnknownFeatureError(f"{name!r} is no feature of channel {self.channel!r} under this configuration", fix=did_you_mean(name, self._columns))
+            raise UnknownFeatureError(
+                f"{name!r} is no feature of channel {self.channel!r} under this configuration",
+                fix=did_you_mean(name, self._columns))
         return own
 
 # %% ../../nbs/00_core/05_catalog.ipynb #76c6a7b8
@@ -103,6 +108,7 @@ def table(catalogue: Catalogue) -> pl.DataFrame:
     "One row per column: name, dtype, unit, category, warm-up, bounds, definition and source."
     def bound(x): return "" if x is None else f"{x:g}"
     return pl.DataFrame([{
-        "column": c.name, "dtype": str(c.dtype() if isinstance(c.dtype, type) else c.dtype), "unit": c.unit, "category": c.category.value,
-        "warm-up": c.warmup, "bounds": f"[{bound(c.lo)}, {bound(c.hi)}]" if (c.lo, c.hi) != (None, None) else "",
+        "column": c.name, "dtype": str(c.dtype() if isinstance(c.dtype, type) else c.dtype),
+        "unit": c.unit, "category": c.category.value, "warm-up": c.warmup,
+        "bounds": f"[{bound(c.lo)}, {bound(c.hi)}]" if (c.lo, c.hi) != (None, None) else "",
         "definition": c.formula, "source": c.citation} for c in catalogue.values()])

@@ -78,8 +78,10 @@ class States:
         if unit.previous is None: return NO_PAST, dict
         if self.run.cold_start or self.run.limited: return COLD, dict
         raise StaleStateError(
-            f"the partition before it, {unit.previous.path}, has no state of this configuration and code", path=unit.partition.path,
-            fix=f"Widen the dates to include it (--start-date {unit.previous.start:%Y-%m-%d}), or forget the past with --cold-start.")
+            f"the partition before it, {unit.previous.path}, has no state of this configuration and code",
+            path=unit.partition.path,
+            fix=f"Widen the dates to include it (--start-date {unit.previous.start:%Y-%m-%d}), or forget the past with --cold-start.",
+        )
 
     def _given(self, unit: Unit) -> dict | None:
         "The state in the given file, if nothing of the stream lies between its partition and `unit`."
@@ -141,10 +143,16 @@ class Chain:
         if self.stateful: self.transform.state = dict(load())
         after = [files[0].partition.start for files in unit.following.values() if files]
         context = TransformContext(
-            has_past=unit.previous is not None, until=after[0] if after else None,
-            feature_config=self.features, execution_id=self.run.execution_id, filter_spec=self.run.spec,
-            stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
-            lookahead={n: self._later(n, files) for n, files in unit.following.items() if files}, limit_rows=self.run.limit)
+            has_past=unit.previous is not None,
+            until=after[0] if after else None,
+            feature_config=self.features,
+            execution_id=self.run.execution_id,
+            filter_spec=self.run.spec,
+            stream=unit.partition.stream if unit.partition.get("symbol") else None,
+            partition=unit.partition,
+            lookahead={n: self._later(n, files) for n, files in unit.following.items() if files},
+            limit_rows=self.run.limit,
+        )
         report = UnitRun(unit, self.transform, self.made_by, context, self.targets, parent).run()
         if self.stateful: self.states.done(unit, report.state, dict(self.transform.state))
         if self.run.limited: self.run.limit -= min(self.run.limit, report.rows_in)
@@ -158,6 +166,7 @@ class Chain:
 # %% ../../nbs/40_run/03_executor.ipynb #9f111ea2
 class TransformExecutor:
     "Runs transforms over partitions: `execute` computes what is not up to date, `plan` tells what that would be."
+
     def __init__(self, feature_config: FeatureConfig | None = None, *, workers: int | None = None, progress: bool = True):
         self.feature_config = feature_config or FeatureConfig()
         if workers is not None and workers < 1: raise ConfigError(f"workers={workers}", expected="at least 1")
@@ -177,6 +186,7 @@ class TransformExecutor:
         without the state of the partition before it. `state_path`: folder from which chains may take their first state, and
         in which they leave their last. Raises the first unit's error, with the report as its attribute `report`."""
         if limit_rows is not None and limit_rows < 1: raise ConfigError(f"limit_rows={limit_rows}", expected="at least 1 row")
+        _check_paths(transform)
         _check_outputs(transform)
         began, execution_id = time.perf_counter(), uuid.uuid4().hex[:12]
         run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start, Path(state_path) if state_path else None, limit_rows, dry_run)
@@ -194,7 +204,8 @@ class TransformExecutor:
         return self.execute(transform, filter_spec, dry_run=True, **kwargs)
 
     def _run(self, run: Run, chains: list[Chain]) -> list[UnitReport]:
-        from tqdm.auto import tqdm      # late: it looks for a notebook, which takes time
+        from tqdm.auto import tqdm  # late: it looks for a notebook, which takes time
+
         bar = tqdm(total=sum(len(c.units) for c in chains), desc=run.transform.config.name, unit="part", disable=None if self.progress else True)
         def work(chain: Chain) -> list[UnitReport]:
             return [r for r in chain.reports() if bar.update() or True]
@@ -215,6 +226,10 @@ def _gathered(futures: list[Future]) -> list[UnitReport]:
     return [r for f in futures for r in f.result()]
 
 POLL_S = 0.2
+
+def _check_paths(transform: BaseTransform) -> None:
+    for c in (*transform.config.inputs.values(), *transform.config.outputs.values()):
+        if "://" in c.path: raise ConfigError(f"{c.name!r} lies at {c.path!r}", expected="a folder of this machine")
 
 def _check_outputs(transform: BaseTransform) -> None:
     for o in transform.config.outputs.values():

@@ -24,27 +24,16 @@ __all__ = ['TRADE_BAR', 'QUOTE_BAR', 'YEAR_S', 'ZERO', 'open_bar', 'price_step',
 _PRICE = [(k, "f8") for k in ("open", "high", "low", "close", "r2")] + [(k, "i8") for k in ("start", "n", "returns")]
 #: the open bar of trades: prices, squared returns, volumes (base), dollar volume (quote), counts; n = 0: no bar is open
 TRADE_BAR = np.dtype(
-    _PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")]
-)
-#: the open bar of quotes; `held` us so far with defined spread, its means, the last row, which holds on, and the last defined one
+    _PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")])
+#: the open bar of quotes: `held` us so far with defined spread, its means, the last row and the last defined one
 QUOTE_BAR = np.dtype(
     _PRICE
     + [
         (k, "f8")
         for k in (
-            "held",
-            "mean_spread",
-            "mean_relative",
-            "min_spread",
-            "max_spread",
-            "spread",
-            "relative",
-            "own_spread",
-            "own_relative",
-        )
-    ]
-    + [("t", "i8")]
-)
+            "held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative", "own_spread",
+            "own_relative")]
+    + [("t", "i8")])
 
 @jit
 def open_bar(s, start):
@@ -104,7 +93,7 @@ def settle(s, width, gap, until):
 
 @jit
 def quote_bar_batch(bar, width, gap, t, quotes, step, out):
-    "Take `quotes` (mid, spread, relative: 3, n) with `step` (fresh, log return: 2, n) into `bar` (1); returns the bars closed."
+    "Take `quotes` (mid, spread, relative: 3, n) and `step` (fresh, log return: 2, n) into `bar` (1); closed go to `out`."
     s, closed = bar[0], 0
     for i in range(t.size):
         fresh, spread = step[0, i] > 0.0, quotes[1, i]
@@ -115,7 +104,8 @@ def quote_bar_batch(bar, width, gap, t, quotes, step, out):
                 closed += 1
             carried = s["n"] > 0 and not fresh
             open_bar(s, t[i] // width * width)
-            s["held"], s["mean_spread"], s["mean_relative"], s["min_spread"], s["max_spread"] = 0.0, 0.0, 0.0, np.inf, -np.inf
+            s["held"] = s["mean_spread"] = s["mean_relative"] = 0.0
+            s["min_spread"], s["max_spread"] = np.inf, -np.inf
             s["own_spread"] = s["own_relative"] = np.nan
             if carried: hold(s, t[i] - s["start"])
         price_step(s, quotes[0, i], step[1, i])
@@ -131,38 +121,29 @@ _UTC = pl.Datetime("us", "UTC")
 
 def _declare_bars(channel: str, extra: list[dict]) -> None:
     common = dict(channel=channel, category=FeatureCategory.BARS, always=True)
-    for name, what in (("bar_start", "first instant of the bar"), ("bar_end", "first instant after the bar"), ("available_at", "when the bar is known: bar_end")):
+    for name, what in (
+        ("bar_start", "first instant of the bar"), ("bar_end", "first instant after the bar"),
+        ("available_at", "when the bar is known: bar_end"),
+    ):
         declare(Column(name=name, unit="time", dtype=_UTC, formula=what, **common))
     declare(
         Column(
-            name="is_complete", unit="1", dtype=pl.Boolean, formula="the stream was seen at or past bar_end", **common
-        ),
+            name="is_complete", unit="1", dtype=pl.Boolean, formula="the stream was seen at or past bar_end", **common),
         Column(name="n_obs", unit="1", dtype=pl.UInt32, formula="rows in the bar", lo=0, **common),
         Column(name="bar_duration_sec", unit="s", formula="length of the bar", lo=0, **common),
         *(
             Column(name=k, unit="quote", formula=f"{k} of the defined prices (books, ticker: mids)", lo=0, **common)
-            for k in ("open", "high", "low", "close")
-        ),
+            for k in ("open", "high", "low", "close")),
         Column(name="return", unit="1", formula="(close - open)/open", lo=-1, **common),
         Column(name="log_return", unit="1", formula="ln(close/open)", **common),
         Column(name="range", unit="1", formula="(high - low)/open", lo=0, **common),
         Column(
-            name="realized_variance",
-            unit="1",
-            formula=r"$\sum r^2$ over the bar's rows",
-            lo=0,
-            citation="Andersen & Bollerslev 1998",
-            **common,
-        ),
+            name="realized_variance", unit="1", formula=r"$\sum r^2$ over the bar's rows", lo=0,
+            citation="Andersen & Bollerslev 1998", **common),
         Column(name="realized_vol", unit="1", formula="sqrt(realized_variance)", lo=0, **common),
         Column(
-            name="annualized_vol",
-            unit="1",
-            formula="sqrt(realized_variance * 31 536 000/bar_duration_sec)",
-            lo=0,
-            **common,
-        ),
-    )
+            name="annualized_vol", unit="1", formula="sqrt(realized_variance * 31 536 000/bar_duration_sec)", lo=0,
+            **common))
     for e in extra: declare(Column(**(common | e)))
 
 _declare_bars(
@@ -175,16 +156,9 @@ _declare_bars(
         dict(name="sell_volume", unit="base", formula="volume that takers sold", lo=0),
         dict(name="vwap", unit="quote", formula=r"$\sum p q/\sum q$", lo=0, citation="Berkowitz, Logue, Noser 1988"),
         dict(
-            name="trade_imbalance",
-            unit="1",
-            formula="(buy - sell)/(buy + sell) volume of known sides",
-            lo=-1,
-            hi=1,
-            citation="Chordia, Roll, Subrahmanyam 2002",
-        ),
-        dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1),
-    ],
-)
+            name="trade_imbalance", unit="1", formula="(buy - sell)/(buy + sell) volume of known sides", lo=-1, hi=1,
+            citation="Chordia, Roll, Subrahmanyam 2002"),
+        dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1)])
 _declare_bars("ticker_bars", [
     dict(name="tick_count", unit="1", dtype=pl.UInt32, formula="number of quotes", lo=0),
     *(dict(name=f"{k}_spread", unit="quote", formula=f"{what} of the spread in the bar", lo=0) for k, what in
@@ -198,53 +172,35 @@ def _common_columns(width_s: int, complete: bool) -> list[pl.Expr]:
     start, c = pl.col("start"), pl.col
     end, variance = (start + width_s * US).cast(_UTC), pl.when(c("returns") > 0).then("r2")
     return [
-        start.cast(_UTC).alias("bar_start"),
-        end.alias("bar_end"),
-        end.alias("available_at"),
-        pl.lit(complete).alias("is_complete"),
-        c("n").cast(pl.UInt32).alias("n_obs"),
-        pl.lit(float(width_s)).alias("bar_duration_sec"),
-        "open",
-        "high",
-        "low",
-        "close",
-        ((c("close") - c("open")) / c("open")).alias("return"),
-        (c("close") / c("open")).log().alias("log_return"),
-        ((c("high") - c("low")) / c("open")).alias("range"),
-        variance.alias("realized_variance"),
-        variance.sqrt().alias("realized_vol"),
-        (variance * (YEAR_S / width_s)).sqrt().alias("annualized_vol"),
-    ]
+        start.cast(_UTC).alias("bar_start"), end.alias("bar_end"), end.alias("available_at"),
+        pl.lit(complete).alias("is_complete"), c("n").cast(pl.UInt32).alias("n_obs"),
+        pl.lit(float(width_s)).alias("bar_duration_sec"), "open", "high", "low", "close",
+        ((c("close") - c("open")) / c("open")).alias("return"), (c("close") / c("open")).log().alias("log_return"),
+        ((c("high") - c("low")) / c("open")).alias("range"), variance.alias("realized_variance"),
+        variance.sqrt().alias("realized_vol"), (variance * (YEAR_S / width_s)).sqrt().alias("annualized_vol")]
 
 def _trade_columns() -> list[pl.Expr]:
     c = pl.col
     return [
-        "volume",
-        c("dollar").alias("dollar_volume"),
-        c("n").cast(pl.UInt32).alias("trade_count"),
-        c("bought").alias("buy_volume"),
-        c("sold").alias("sell_volume"),
-        _ratio(c("dollar"), c("volume")).alias("vwap"),
+        "volume", c("dollar").alias("dollar_volume"), c("n").cast(pl.UInt32).alias("trade_count"),
+        c("bought").alias("buy_volume"), c("sold").alias("sell_volume"), _ratio(c("dollar"), c("volume")).alias("vwap"),
         _ratio(c("bought") - c("sold"), c("bought") + c("sold")).alias("trade_imbalance"),
-        _ratio(c("buys"), c("buys") + c("sells")).alias("buy_ratio"),
-    ]
+        _ratio(c("buys"), c("buys") + c("sells")).alias("buy_ratio")]
 
 def _quote_columns() -> list[pl.Expr]:
     c = pl.col
-
-    def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)      # no time held: the last defined row's own value
+    def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)   # not held: the last defined row's own
     return [
-        c("n").cast(pl.UInt32).alias("tick_count"),
-        mean("mean_spread", "own_spread").alias("mean_spread"),
+        c("n").cast(pl.UInt32).alias("tick_count"), mean("mean_spread", "own_spread").alias("mean_spread"),
         pl.when(c("min_spread").is_finite()).then("min_spread").alias("min_spread"),
         pl.when(c("max_spread").is_finite()).then("max_spread").alias("max_spread"),
-        mean("mean_relative", "own_relative").alias("mean_relative_spread"),
-    ]
+        mean("mean_relative", "own_relative").alias("mean_relative_spread")]
 
 def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
     "Columns of section Gold from bar records of `channel` (`trades` or `ticker`); undefined values are null."
     raw = pl.DataFrame({k: pl.Series(k, np.ascontiguousarray(bars[k]), nan_to_null=True) for k in bars.dtype.names})
-    return raw.select(*_common_columns(width_s, complete), *(_trade_columns() if channel == "trades" else _quote_columns()))
+    own = _trade_columns() if channel == "trades" else _quote_columns()
+    return raw.select(*_common_columns(width_s, complete), *own)
 
 # %% ../../nbs/20_features/05_bars.ipynb #9c89ad5b
 class BarsProcessor:
@@ -266,7 +222,7 @@ class BarsProcessor:
         "The `closed` bars of `d` seconds, as `process` returned them, and the one that is still open, as columns."
         done = np.concatenate([np.empty(0, self.bars[d].dtype), *closed])
         now = self._settled(d)[self.bars[d]["n"] > 0]
-        return pl.concat([bar_frame(done, self.channel, d, complete=True), bar_frame(now, self.channel, d, complete=False)])
+        return pl.concat(bar_frame(b, self.channel, d, complete=b is done) for b in (done, now))
 
     def _closed(self, d: int, t: np.ndarray, take) -> np.ndarray:
         most = 1 if t.size == 0 else min(t.size, int(t[-1] - t[0]) // (d * US) + 2)
@@ -314,12 +270,13 @@ class BarsProcessor:
 ZERO = ("n_obs", "volume", "dollar_volume", "trade_count", "buy_volume", "sell_volume", "tick_count")
 
 def fill_empty_bars(bars: pl.DataFrame, width_s: int, low: int | None = None, high: int | None = None) -> pl.DataFrame:
-    "`bars` of one stream with rows for the empty ones between them; only those that start in [low, high) (us), if given."
+    "`bars` of one stream with rows for the empty ones between them; if given, only starts in [low, high) (us)."
     if bars.height < 2: return bars
     starts = bars["bar_start"].dt.epoch("us")
-    first = starts[0] if low is None else max(starts[0], starts[0] + math.ceil((low - starts[0]) / (width_s * US)) * width_s * US)
-    last = starts[-1] if high is None else min(starts[-1], high - 1)
-    grid = pl.DataFrame({"bar_start": pl.Series(np.arange(first, last + 1, width_s * US)).cast(_UTC)})
+    first, last, width = starts[0], starts[-1], width_s * US
+    if low is not None: first += max(0, math.ceil((low - first) / width)) * width
+    if high is not None: last = min(last, high - 1)
+    grid = pl.DataFrame({"bar_start": pl.Series(np.arange(first, last + 1, width)).cast(_UTC)})
     keep = pl.concat([bars.select("bar_start"), grid]).unique().sort("bar_start")
     end = (pl.col("bar_start") + pl.duration(seconds=width_s)).alias
     close = pl.col("close").forward_fill()
@@ -329,10 +286,7 @@ def fill_empty_bars(bars: pl.DataFrame, width_s: int, low: int | None = None, hi
         .with_columns(
             *(pl.when(empty).then(close).otherwise(k).alias(k) for k in ("open", "high", "low", "close")),
             *(pl.when(empty).then(0).otherwise(k).cast(bars.schema[k]).alias(k) for k in ZERO if k in bars.columns),
-            end("bar_end"),
-            end("available_at"),
-            pl.col("is_complete").fill_null(True),
-            bar_duration_sec=pl.lit(float(width_s)),
-        )
+            end("bar_end"), end("available_at"), pl.col("is_complete").fill_null(True),
+            bar_duration_sec=pl.lit(float(width_s)))
         .select(bars.columns)
     )

@@ -13,17 +13,8 @@ from ..core.catalog import Catalogue, Column, asked_windows, schema_of, select
 from ..core.config import FeatureConfig, normalize_symbol
 from ..core.errors import ConfigError, SchemaError, did_you_mean
 from ..core.lazy import lazy_source
-from daedalus_etl.features.ordering import (
-    ROW,
-    SEEN,
-    Survey,
-    clock_us,
-    find_repeats,
-    order_keys,
-    ordered_batches,
-    seen_rows,
-    survey,
-)
+from .ordering import (
+    ROW, SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey)
 from .processor import Processor
 from .streaming import US
 from .ticker import TickerProcessor
@@ -43,7 +34,9 @@ def check_columns(schema: Mapping[str, pl.DataType], channel: str, clock: str, w
     names = list(schema)
     for need in (clock, *REQUIRED[channel]):
         if need not in names:
-            raise SchemaError(f"{where} has no column {need!r}, which {channel} features need; it has {sorted(names)}", fix=did_you_mean(need, names))
+            raise SchemaError(
+                f"{where} has no column {need!r}, which {channel} features need; it has {sorted(names)}",
+                fix=did_you_mean(need, names))
 
     zone = getattr(schema[clock], "time_zone", None)
     if clock == "capture_ts" and zone != "UTC":
@@ -121,7 +114,8 @@ class StreamFeed:
         if self.channel != "trades" or "trade_id" not in batch.columns: return
         self.recent.append(seen_rows(batch, self.config.clock))
         edge = self.recent[-1]["clock"][-1] - int(self.config.dedup_window_s * US)
-        while len(self.recent) > 1 and (self.recent[0].height == 0 or self.recent[0]["clock"][-1] <= edge): self.recent.popleft()
+        while len(self.recent) > 1 and (self.recent[0].height == 0 or self.recent[0]["clock"][-1] <= edge):
+            self.recent.popleft()
 
     def _recent_rows(self) -> pl.DataFrame:
         rows = pl.concat(list(self.recent))
@@ -145,7 +139,8 @@ def split_streams(rows: pl.LazyFrame) -> Iterator[tuple[tuple, pl.LazyFrame]]:
         yield (None, None), rows
         return
     for key in rows.select(have).unique().sort(have).collect().iter_rows(named=True):
-        yield tuple(key.get(k) for k in STREAM_KEYS), rows.filter(*(pl.col(k).eq_missing(pl.lit(v)) for k, v in key.items()))
+        own = (pl.col(k).eq_missing(pl.lit(v)) for k, v in key.items())
+        yield tuple(key.get(k) for k in STREAM_KEYS), rows.filter(*own)
 
 def feature_frame(channel: str, rows: pl.LazyFrame, config: FeatureConfig, states: dict | None = None, *,
                   stream: tuple | None = None, notes: Notes | None = None) -> pl.LazyFrame:
@@ -156,7 +151,9 @@ def feature_frame(channel: str, rows: pl.LazyFrame, config: FeatureConfig, state
     names = rows.collect_schema()
     check_columns(names, channel, config.clock)
     if config.resample_frequency is not None:
-        raise ConfigError(f"resample_frequency={config.resample_frequency!r} has no meaning for {channel} rows, which are events", fix="Leave it null, or make bars.")
+        raise ConfigError(
+            f"resample_frequency={config.resample_frequency!r} has no meaning for {channel} rows, which are events",
+            fix="Leave it null, or make bars.")
     columns = select(Catalogue(channel, config))
     made, before = schema_of(columns, config.output_dtype), dict(states or {})
     schema = {k: d for k, d in names.items() if k not in made} | made
@@ -166,13 +163,14 @@ def feature_frame(channel: str, rows: pl.LazyFrame, config: FeatureConfig, state
         found, after = Notes(), {}
         yield from passing(wanted, found, after)
         if states is not None: states.update(after)
-        if notes is not None: notes.duplicates, notes.disordered, notes.quarantined = found.duplicates, found.disordered, found.quarantined
+        if notes is None: return
+        notes.duplicates, notes.disordered, notes.quarantined = found.duplicates, found.disordered, found.quarantined
 
     def passing(wanted: list[str], found: Notes, after: dict) -> Iterator[pl.DataFrame]:
         needed = _needed(list(names), wanted, channel, config.clock)
         for key, part in ([(stream, rows)] if stream else split_streams(rows)):
-            name = stream_name(key)
-            feed = StreamFeed(channel, _own_config(config, key[1], columns), [c for c in columns if c.name in wanted], before.get(name))
+            name, own = stream_name(key), _own_config(config, key[1], columns)
+            feed = StreamFeed(channel, own, [c for c in columns if c.name in wanted], before.get(name))
             yield from map(_labelled(config, key[1]), feed.batches(part.select(needed), found))
             after[name] = feed.state()
 
@@ -194,7 +192,9 @@ def _own_config(config: FeatureConfig, symbol: str | None, columns: list[Column]
     if not config.overrides or symbol is None: return config
     own = config.for_symbol(symbol)
     if [c.name for c in select(Catalogue(columns[0].channel, own))] != [c.name for c in columns]:
-        raise ConfigError(f"overrides of {symbol!r} change the columns of {columns[0].channel}: a dataset has one schema; override values only")
+        raise ConfigError(
+            f"overrides of {symbol!r} change the columns of {columns[0].channel}: a dataset has one schema; "
+            "override values only")
     return own
 
 # %% ../../nbs/20_features/06_frames.ipynb #2c8fc54a
@@ -202,11 +202,15 @@ def features(trades: pl.DataFrame | pl.LazyFrame | None = None, ticker: pl.DataF
              features: Iterable[str] = (), config: FeatureConfig | None = None) -> pl.DataFrame:
     """Features of raw `trades` or `ticker` rows (one of them), a row for each raw row, streams one after the other.
 
-    `trades` needs `capture_ts` (Datetime us, UTC), `price` (quote), `amount` (base), `side`; `ticker` needs `capture_ts`, `bid`,
-    `ask` (quote). `features` names the columns to add (default: those of `config`, all categories). Repeated trades are dropped."""
+    `trades` needs `capture_ts` (Datetime us, UTC), `price` (quote), `amount` (base), `side`; `ticker` needs
+    `capture_ts`, `bid`, `ask` (quote). `features` names the columns to add (default: those of `config`, all
+    categories). Repeated trades are dropped."""
     given = {k: v for k, v in {"trades": trades, "ticker": ticker}.items() if v is not None}
-    if len(given) != 1: raise ConfigError(f"features() takes exactly one of trades=, ticker=; got {sorted(given) or 'none'}")
+    if len(given) != 1:
+        raise ConfigError(f"features() takes exactly one of trades=, ticker=; got {sorted(given) or 'none'}")
     (channel, rows), = given.items()
     config = config or FeatureConfig()
-    if (names := tuple(features)): config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": asked_windows(names) | set(config.rolling_windows)})
+    if (names := tuple(features)):
+        windows = asked_windows(names) | set(config.rolling_windows)
+        config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": windows})
     return feature_frame(channel, rows.lazy(), config).collect()

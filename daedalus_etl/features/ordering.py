@@ -14,9 +14,9 @@ from .streaming import jit
 __all__ = ['MISSING', 'BATCH_ROWS', 'SORT_ROWS', 'SURVEY', 'ROW', 'CONTENT', 'SEEN', 'clock_us', 'order_keys', 'Survey',
            'survey_batch', 'survey', 'ordered_batches', 'seen_rows', 'find_repeats']
 
-# %% ../../nbs/20_features/01_ordering.ipynb #8d49f1ee
+# %% ../../nbs/20_features/01_ordering.ipynb #540991ce
 MISSING = -(2**63)          # sorts before every real key
-BATCH_ROWS = 131_072        # rows that go through the kernels at once: large enough to be fast, 60 MB of columns at most
+BATCH_ROWS = 131_072        # rows that go through the kernels at once: enough to be fast, 60 MB of columns at most
 SORT_ROWS = 4_000_000       # rows that are sorted in memory at once
 
 def clock_us(clock: str) -> pl.Expr:
@@ -50,7 +50,8 @@ def survey_batch(s, clock, timestamp, sequence):
     for i in range(clock.size):
         c, t, q = clock[i], timestamp[i], sequence[i]
         if s["n"] > 0:
-            later = c > s["clock"] or (c == s["clock"] and (t > s["timestamp"] or (t == s["timestamp"] and q >= s["sequence"])))
+            later = c > s["clock"] or (
+                c == s["clock"] and (t > s["timestamp"] or (t == s["timestamp"] and q >= s["sequence"])))
             if not later: s["disordered"] += 1
         if q <= s["highest"]: s["increase"] = 0
         else: s["highest"] = q
@@ -68,12 +69,12 @@ def survey(rows: pl.LazyFrame, clock: str) -> Survey:
         none = np.full(b.height, MISSING) if len(keys) < 3 else None
         survey_batch(s[0], *(b[k].to_numpy() if k in keys else none for k in ("clock", "timestamp", "sequence")))
     n, disordered, increase = (int(s[k][0]) for k in ("n", "disordered", "increase"))
-    return Survey(n, disordered == 0, bool(increase), disordered, int(s["low"][0]) if n else None, int(s["high"][0]) if n else None)
+    low, high = (int(s[k][0]) if n else None for k in ("low", "high"))
+    return Survey(n, disordered == 0, bool(increase), disordered, low, high)
 
-# %% ../../nbs/20_features/01_ordering.ipynb #03a88309
-def ordered_batches(
-    rows: pl.LazyFrame, clock: str, found: Survey, batch_rows: int = BATCH_ROWS
-) -> Iterator[pl.DataFrame]:
+# %% ../../nbs/20_features/01_ordering.ipynb #b53933df
+def ordered_batches(rows: pl.LazyFrame, clock: str, found: Survey,
+                    batch_rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:
     "The rows of one stream in its order, in frames of `batch_rows`; the stable sort keeps input order among equals."
     if found.ordered:
         yield from rows.collect_batches(chunk_size=batch_rows, maintain_order=True)
@@ -99,13 +100,8 @@ def _time_slices(rows: pl.LazyFrame, clock: str, found: Survey) -> Iterator[pl.L
 ROW = "__row__"             # number of a row in its partition, where it must survive a filter
 CONTENT = ["timestamp", "side", "price", "amount"]
 SEEN = {
-    "clock": pl.Int64,
-    "trade_id": pl.String,
-    "timestamp": pl.Int64,
-    "side": pl.String,
-    "price": pl.Float64,
-    "amount": pl.Float64,
-}
+    "clock": pl.Int64, "trade_id": pl.String, "timestamp": pl.Int64, "side": pl.String, "price": pl.Float64,
+    "amount": pl.Float64}
 
 def seen_rows(rows: pl.LazyFrame | pl.DataFrame, clock: str):
     "Clock, id and content of trades, as kept in the state for the rows of the last `dedup_window_s`."
@@ -115,16 +111,18 @@ def seen_rows(rows: pl.LazyFrame | pl.DataFrame, clock: str):
 
 def _candidates(rows: pl.LazyFrame, recent: pl.DataFrame) -> pl.Series:
     "Ids, as hashes, that occur twice in `rows` or stand in `recent`."
-    hashed = rows.select("trade_id").filter(pl.col("trade_id") != "").select(pl.col("trade_id").hash().alias("h")).collect()["h"]
+    named = rows.select("trade_id").filter(pl.col("trade_id") != "")
+    hashed = named.select(pl.col("trade_id").hash().alias("h")).collect()["h"]
     ordered = np.sort(hashed.to_numpy())
-    return pl.concat([pl.Series("h", np.unique(ordered[1:][ordered[1:] == ordered[:-1]])), recent["trade_id"].hash().alias("h").unique()])
+    twice = pl.Series("h", np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
+    return pl.concat([twice, recent["trade_id"].hash().alias("h").unique()])
 
 # %% ../../nbs/20_features/01_ordering.ipynb #525d0019
 def find_repeats(rows: pl.LazyFrame, recent: pl.DataFrame, clock: str, window_us: int) -> pl.DataFrame:
     """The trades of `rows` (one partition) that repeat an id of the partition or one of `recent` within `window_us`.
 
-    Returns a frame with `row` (UInt32, number in `rows`, or what its column `ROW` says), the columns of `SEEN`, and `conflict` (Boolean: its content
-    is not that of the first)."""
+    Returns a frame with `row` (UInt32, number in `rows`, or what its column `ROW` says), the columns of `SEEN`, and
+    `conflict` (Boolean: its content is not that of the first)."""
     keys = order_keys(rows.collect_schema().names(), clock)
     if ROW not in rows.collect_schema().names(): rows = rows.with_row_index(ROW)
     inside = rows.filter(
@@ -137,6 +135,7 @@ def find_repeats(rows: pl.LazyFrame, recent: pl.DataFrame, clock: str, window_us
     same_partition = pl.col("here").shift(1).over("trade_id", order_by=pl.int_range(pl.len()))
     repeat = (same_partition | (previous > pl.col("clock") - window_us)) & pl.col("here")
     both = both.with_columns(repeat=repeat.fill_null(False))
-    kept = pl.when(~pl.col("repeat")).then(pl.struct(CONTENT)).forward_fill().over("trade_id", order_by=pl.int_range(pl.len()))
+    first = pl.when(~pl.col("repeat")).then(pl.struct(CONTENT))
+    kept = first.forward_fill().over("trade_id", order_by=pl.int_range(pl.len()))
     differs = pl.any_horizontal(pl.col(c).ne_missing(kept.struct.field(c)) for c in CONTENT)
     return both.with_columns(conflict=differs).filter("repeat").drop("here", "repeat")

@@ -13,19 +13,8 @@ from ..core.enums import FeatureCategory
 from ..core.errors import BadDataError
 from .ordering import clock_us
 from daedalus_etl.features.streaming import (
-    STEP,
-    US,
-    Tape,
-    Window,
-    held_window_take,
-    held_window_turn,
-    jit,
-    must_turn,
-    new_window,
-    step_batch,
-    sum_window_take,
-    sum_window_turn,
-)
+    STEP, US, Tape, Window, held_window_take, held_window_turn, jit, must_turn, new_window, step_batch, sum_window_take,
+    sum_window_turn)
 
 # %% auto #0
 __all__ = ['declare_common', 'calendar', 'clock_array', 'check_values', 'replay', 'Processor', 'count_signs']
@@ -36,35 +25,16 @@ def declare_common(channel: str) -> None:
     rows = dict(channel=channel, category=FeatureCategory.STRUCTURAL, inputs=())
     declare(
         Column(
-            name="segment_id",
-            unit="us",
-            dtype=pl.Int64,
-            always=True,
-            formula="clock of the segment's first row, epoch microseconds",
-            lo=0,
-            **rows,
-        ),
+            name="segment_id", unit="us", dtype=pl.Int64, always=True,
+            formula="clock of the segment's first row, epoch microseconds", lo=0, **rows),
         Column(
-            name="segment_age_s",
-            unit="s",
-            always=True,
-            formula="clock less the clock of the segment's first row",
-            lo=0,
-            **rows,
-        ),
+            name="segment_age_s", unit="s", always=True, formula="clock less the clock of the segment's first row",
+            lo=0, **rows),
         Column(name="hour", unit="h", dtype=pl.Int8, formula="UTC hour of the clock", lo=0, hi=23, **rows),
         Column(
-            name="day_of_week",
-            unit="day",
-            dtype=pl.Int8,
-            formula="ISO weekday of the clock, Monday 1",
-            lo=1,
-            hi=7,
-            citation="ISO 8601",
-            **rows,
-        ),
-        Column(name="is_weekend", unit="1", dtype=pl.Boolean, formula="day_of_week >= 6", **rows),
-    )
+            name="day_of_week", unit="day", dtype=pl.Int8, formula="ISO weekday of the clock, Monday 1", lo=1, hi=7,
+            citation="ISO 8601", **rows),
+        Column(name="is_weekend", unit="1", dtype=pl.Boolean, formula="day_of_week >= 6", **rows))
 
 def calendar(t: np.ndarray) -> dict[str, pl.Series]:
     "Hour, ISO weekday and weekend of the clocks `t` (int64 us)."
@@ -76,7 +46,8 @@ def calendar(t: np.ndarray) -> dict[str, pl.Series]:
 def clock_array(frame: pl.DataFrame, clock: str) -> np.ndarray:
     "The clock of the rows (int64 us); `BadDataError` where it is null."
     t = frame.select(clock_us(clock)).to_series()
-    if t.null_count(): raise BadDataError("the clock is null", column=clock, row=t.is_null().arg_max(), fix="Remove such rows.")
+    if t.null_count():
+        raise BadDataError("the clock is null", column=clock, row=t.is_null().arg_max(), fix="Remove such rows.")
     return t.to_numpy()
 
 def check_values(values: np.ndarray, column: str, t: np.ndarray, *, above: float) -> None:
@@ -84,7 +55,9 @@ def check_values(values: np.ndarray, column: str, t: np.ndarray, *, above: float
     if values.size == 0 or (values.min() > above and values.max() < np.inf): return
     bad = int(np.argmin((values > above) & (values < np.inf)))
     when = np.datetime64(int(t[bad]), "us")
-    raise BadDataError(f"{column} is {values[bad]} at {when} UTC", column=column, expected=f"finite and above {above:g}", fix="Remove such rows.")
+    raise BadDataError(
+        f"{column} is {values[bad]} at {when} UTC", column=column, expected=f"finite and above {above:g}",
+        fix="Remove such rows.")
 
 # %% ../../nbs/20_features/02_processor.ipynb #ac6c2c90
 @jit
@@ -134,7 +107,8 @@ class Processor:
 
     def _steps(self, t: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:
         "Segment, its age, first rows, log return of `value` and time since the row before."
-        segment, fresh, log_return, dt = np.empty_like(t), np.empty(t.size, np.uint8), np.empty(t.size), np.empty(t.size)
+        segment, fresh = np.empty_like(t), np.empty(t.size, np.uint8)
+        log_return, dt = np.empty(t.size), np.empty(t.size)
         step_batch(self.step[0], t, value, int(self.config.max_gap_s * US), segment, fresh, log_return, dt)
         return dict(segment_id=segment, segment_age_s=(t - segment) / US, fresh=fresh, log_return=log_return, dt_s=dt)
 

@@ -42,7 +42,7 @@ def quote_rows_batch(rows, lo, quotes):
 
 @jit
 def quote_window_batch(win, rows, lo, hi, out):
-    "Window columns of rows lo .. hi: `out` (4, n) mean and std of mid, mean of spread, mean of imbalance, time-weighted."
+    "Window columns of rows lo .. hi: `out` (4, n) time-weighted mean and std of mid, means of spread and imbalance."
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     total = np.zeros(acc.size)
     for i in range(lo, hi):
@@ -63,68 +63,30 @@ _window = dict(channel="ticker", category=C.ROLLING, per="rolling_windows")
 declare_common("ticker")
 declare(
     Column(
-        name="mid_price",
-        unit="quote",
-        formula="$m = (b + a)/2$; null unless both > 0 and b <= a",
-        lo=0,
-        inputs=_quotes,
-        **_row,
-    ),
+        name="mid_price", unit="quote", formula="$m = (b + a)/2$; null unless both > 0 and b <= a", lo=0,
+        inputs=_quotes, **_row),
     Column(name="spread", unit="quote", formula="$a - b$", lo=0, inputs=_quotes, **_row),
     Column(name="relative_spread", unit="1", formula="$(a - b)/m$", lo=0, hi=2, inputs=_quotes, **_row),
     Column(name="spread_bps", unit="bps", formula=r"$10^4 (a - b)/m$", lo=0, hi=20000, inputs=_quotes, **_row),
     Column(
-        name="microprice",
-        unit="quote",
-        formula="$(b Q^a + a Q^b)/(Q^b + Q^a)$",
-        citation="Gatheral & Oomen 2010",
-        lo=0,
-        inputs=_all,
-        **_row,
-    ),
+        name="microprice", unit="quote", formula="$(b Q^a + a Q^b)/(Q^b + Q^a)$", citation="Gatheral & Oomen 2010",
+        lo=0, inputs=_all, **_row),
     Column(
-        name="volume_imbalance",
-        unit="1",
-        formula="$(Q^b - Q^a)/(Q^b + Q^a)$; null if missing or both 0",
-        lo=-1,
-        hi=1,
-        inputs=_all[2:],
-        **_row,
-    ),
+        name="volume_imbalance", unit="1", formula="$(Q^b - Q^a)/(Q^b + Q^a)$; null if missing or both 0", lo=-1, hi=1,
+        inputs=_all[2:], **_row),
     Column(
-        name="log_return",
-        unit="1",
-        formula=r"$\ln(m_n/m_{n-1})$, $m_{n-1}$ the segment's last defined mid",
-        channel="ticker",
-        category=C.DYNAMIC,
-        warmup=2,
-        inputs=_quotes,
-    ),
+        name="log_return", unit="1", formula=r"$\ln(m_n/m_{n-1})$, $m_{n-1}$ the segment's last defined mid",
+        channel="ticker", category=C.DYNAMIC, warmup=2, inputs=_quotes),
     Column(
-        name="mid_price_mean_{W}s", unit="quote", formula="time-weighted mean of mid", lo=0, inputs=_quotes, **_window
-    ),
+        name="mid_price_mean_{W}s", unit="quote", formula="time-weighted mean of mid", lo=0, inputs=_quotes, **_window),
     Column(
-        name="mid_price_std_{W}s",
-        unit="quote",
-        formula="time-weighted standard deviation of mid",
-        lo=0,
-        warmup=2,
-        inputs=_quotes,
-        **_window,
-    ),
+        name="mid_price_std_{W}s", unit="quote", formula="time-weighted standard deviation of mid", lo=0, warmup=2,
+        inputs=_quotes, **_window),
     Column(
-        name="spread_mean_{W}s", unit="quote", formula="time-weighted mean of spread", lo=0, inputs=_quotes, **_window
-    ),
+        name="spread_mean_{W}s", unit="quote", formula="time-weighted mean of spread", lo=0, inputs=_quotes, **_window),
     Column(
-        name="vol_imbalance_mean_{W}s",
-        unit="1",
-        formula="time-weighted mean of volume_imbalance",
-        lo=-1,
-        hi=1,
-        inputs=_all[2:],
-        **_window,
-    ),
-)
+        name="vol_imbalance_mean_{W}s", unit="1", formula="time-weighted mean of volume_imbalance", lo=-1, hi=1,
+        inputs=_all[2:], **_window))
 
 # %% ../../nbs/20_features/04_ticker.ipynb #1dcc37f0
 QUOTES = ("mid_price", "spread", "relative_spread", "spread_bps", "microprice", "volume_imbalance")
@@ -157,4 +119,5 @@ class TickerProcessor(Processor):
     def _window(self, w: int, lo: int, hi: int) -> dict:
         out, win = np.empty((4, hi - lo)), self.windows[w]
         self.windows[w] = win._replace(suffix=quote_window_batch(win, self.tape.rows, lo, hi, out))
-        return {f"{n}_{w}s": out[k] for k, n in enumerate(("mid_price_mean", "mid_price_std", "spread_mean", "vol_imbalance_mean"))}
+        names = ("mid_price_mean", "mid_price_std", "spread_mean", "vol_imbalance_mean")
+        return {f"{n}_{w}s": out[k] for k, n in enumerate(names)}

@@ -18,9 +18,9 @@ __all__ = ['VALUES', 'side_sign', 'trade_rows_batch', 'trade_window_batch', 'che
 def side_sign(side: pl.Series) -> pl.Series:
     "Int8 series: +1 for the taker side `buy`, -1 for `sell` in any case of letters, null for anything else."
     known = ((side == "buy") | (side == "sell")).all(ignore_nulls=False)
-    text = side if known else side.str.to_lowercase()      # lower-casing costs more than all the rest: only where needed
-    frame = pl.DataFrame({"s": text})
-    return frame.select(pl.when(pl.col("s") == "buy").then(1).when(pl.col("s") == "sell").then(-1).cast(pl.Int8).alias("side_sign")).to_series()
+    text = side if known else side.str.to_lowercase()      # lower-casing costs more than all the rest
+    sign = pl.when(pl.col("s") == "buy").then(1).when(pl.col("s") == "sell").then(-1).cast(pl.Int8)
+    return pl.DataFrame({"s": text}).select(sign.alias("side_sign")).to_series()
 
 # %% ../../nbs/20_features/03_trades.ipynb #7299756a
 VALUES = ("dollar", "volume", "bought", "sold", "r2")        # what a trade adds to a window's sums
@@ -37,7 +37,7 @@ def trade_rows_batch(rows, lo, price, amount, log_return):
 
 @jit
 def trade_window_batch(win, rows, lo, hi, out, count):
-    "Window columns of rows lo .. hi: `out` (6, n) vwap, volume, dollar volume, buy ratio, tfi, realised variance; `count` (n)."
+    "Window columns of rows lo .. hi: `out` (6, n) vwap, volume, dollar volume, buy ratio, tfi, variance; `count` (n)."
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     for i in range(lo, hi):
         if must_turn(w, rows, i): suffix = sum_window_turn(w, acc, suffix, rows, i)
@@ -62,84 +62,34 @@ _flow, _money = ("amount", "side"), ("price", "amount")
 declare_common("trades")
 declare(
     Column(
-        name="is_buy",
-        unit="1",
-        dtype=pl.Int8,
-        formula="1 taker buy, 0 taker sell, null unknown",
-        lo=0,
-        hi=1,
-        inputs=("side",),
-        **_row,
-    ),
+        name="is_buy", unit="1", dtype=pl.Int8, formula="1 taker buy, 0 taker sell, null unknown", lo=0, hi=1,
+        inputs=("side",), **_row),
     Column(
-        name="side_sign",
-        unit="1",
-        dtype=pl.Int8,
-        formula="$d = +1, -1$, null unknown",
-        citation="Lee & Ready 1991",
-        lo=-1,
-        hi=1,
-        inputs=("side",),
-        **_row,
-    ),
+        name="side_sign", unit="1", dtype=pl.Int8, formula="$d = +1, -1$, null unknown", citation="Lee & Ready 1991",
+        lo=-1, hi=1, inputs=("side",), **_row),
     Column(name="dollar_volume", unit="quote", formula="$p q$", lo=0, inputs=_money, **_row),
     Column(name="signed_volume", unit="base", formula="$d q$", citation="Hasbrouck 1991", inputs=_flow, **_row),
     Column(
-        name="log_return",
-        unit="1",
-        formula=r"$r_n = \ln(p_n / p_{n-1})$",
-        channel="trades",
-        category=C.DYNAMIC,
-        warmup=2,
-        inputs=("price",),
-    ),
+        name="log_return", unit="1", formula=r"$r_n = \ln(p_n / p_{n-1})$", channel="trades", category=C.DYNAMIC,
+        warmup=2, inputs=("price",)),
     Column(
-        name="dt_s",
-        unit="s",
-        formula="clock difference to the previous trade",
-        channel="trades",
-        category=C.DYNAMIC,
-        warmup=2,
-        lo=0,
-    ),
+        name="dt_s", unit="s", formula="clock difference to the previous trade", channel="trades", category=C.DYNAMIC,
+        warmup=2, lo=0),
     Column(
-        name="vwap_{W}s",
-        unit="quote",
-        formula=r"$\sum p q / \sum q$",
-        citation="Berkowitz, Logue, Noser 1988",
-        inputs=_money,
-        **_window,
-    ),
+        name="vwap_{W}s", unit="quote", formula=r"$\sum p q / \sum q$", citation="Berkowitz, Logue, Noser 1988",
+        inputs=_money, **_window),
     Column(name="volume_{W}s", unit="base", formula=r"$\sum q$", inputs=("amount",), **_window),
     Column(name="dollar_volume_{W}s", unit="quote", formula=r"$\sum p q$", inputs=_money, **_window),
     Column(name="trade_count_{W}s", unit="1", dtype=pl.UInt32, formula="number of trades", **(_window | dict(lo=1))),
     Column(
-        name="buy_ratio_{W}s",
-        unit="1",
-        formula="buys / (buys + sells), by count of known sides",
-        hi=1,
-        inputs=("side",),
-        **_window,
-    ),
+        name="buy_ratio_{W}s", unit="1", formula="buys / (buys + sells), by count of known sides", hi=1,
+        inputs=("side",), **_window),
     Column(
-        name="tfi_{W}s",
-        unit="1",
-        formula="$(B - S) / (B + S)$",
-        citation="Chordia, Roll, Subrahmanyam 2002",
-        hi=1,
-        inputs=_flow,
-        **(_window | dict(lo=-1)),
-    ),
+        name="tfi_{W}s", unit="1", formula="$(B - S) / (B + S)$", citation="Chordia, Roll, Subrahmanyam 2002", hi=1,
+        inputs=_flow, **(_window | dict(lo=-1))),
     Column(
-        name="realized_var_{W}s",
-        unit="1",
-        formula=r"$\sum r^2$",
-        citation="Andersen, Bollerslev 1998",
-        warmup=2,
-        inputs=("price",),
-        **_window,
-    ),
-)
+        name="realized_var_{W}s", unit="1", formula=r"$\sum r^2$", citation="Andersen, Bollerslev 1998", warmup=2,
+        inputs=("price",), **_window))
 
 # %% ../../nbs/20_features/03_trades.ipynb #1e5a16bb
 def _floats(frame: pl.DataFrame, name: str) -> np.ndarray:
@@ -171,7 +121,9 @@ class TradesProcessor(Processor):
 
     def _one_trade(self, frame: pl.DataFrame, sign: pl.Series, t: np.ndarray) -> dict:
         price, amount = frame["price"], frame["amount"]
-        made = {"side_sign": sign, "is_buy": (sign > 0).cast(pl.Int8), "dollar_volume": price * amount, "signed_volume": sign * amount}
+        made = {
+            "side_sign": sign, "is_buy": (sign > 0).cast(pl.Int8), "dollar_volume": price * amount,
+            "signed_volume": sign * amount}
         return made | (calendar(t) if self.wanted & {"hour", "day_of_week", "is_weekend"} else {})
 
     def _window(self, w: int, lo: int, hi: int) -> dict:

@@ -21,16 +21,19 @@ def _output(name: str, path: str, storage: StorageConfig) -> dict[str, OutputCon
     written = {k: getattr(storage, k) for k in ("compression", "compression_level", "row_group_size")}
     return {name: OutputConfig(name=name, path=path, **written)}
 
-def features_config(channel: str, storage: StorageConfig, source: str | None = None, fmt: str = "parquet") -> TransformConfig:
+def features_config(
+    channel: str, storage: StorageConfig, source: str | None = None, fmt: str = "parquet") -> TransformConfig:
     "Bronze to silver for one channel: input named like the channel, output `silver`."
     where = source or f"{storage.input_root}/{channel}"
-    return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}", inputs={channel: InputConfig(name=channel, path=where, format=fmt)},
+    return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}",
+                           inputs={channel: InputConfig(name=channel, path=where, format=fmt)},
                            outputs=_output("silver", f"{storage.output_root}/silver/{channel}", storage))
 
 def bars_config(channel: str, storage: StorageConfig, source: str | None = None) -> TransformConfig:
     "Silver to gold for one channel: input `silver`, output `gold` with a dataset for each bar length."
     where = source or f"{storage.output_root}/silver/{channel}"
-    return TransformConfig(name="bars", description=f"time bars of silver {channel}", inputs={"silver": InputConfig(name="silver", path=where)},
+    return TransformConfig(name="bars", description=f"time bars of silver {channel}",
+                           inputs={"silver": InputConfig(name="silver", path=where)},
                            outputs=_output("gold", f"{storage.output_root}/gold/{channel}_bars", storage))
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #ab106a94
@@ -38,7 +41,9 @@ def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Na
     "Execute the transform that `config` names, with the flags in `args`."
     from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
     executor = TransformExecutor.from_config(settings, workers=args.workers)
-    return executor.execute(create_transform(config.name, config), filter_of(args), args.limit, args.dry_run, cold_start=args.cold_start, state_path=args.state_path)
+    transform = create_transform(config.name, config)
+    return executor.execute(transform, filter_of(args), args.limit, args.dry_run, cold_start=args.cold_start,
+                            state_path=args.state_path)
 
 def features_job(channel: str, args: argparse.Namespace) -> None:
     "Bronze to silver for `channel`; prints the report."
@@ -57,11 +62,13 @@ def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> list[RunRepo
     "Silver and gold of every channel below the bronze folder; prints a report for each step."
     root = args.input or settings.storage.input_root
     found = [c for c in CHANNELS if (Path(root) / c).is_dir()]
-    if not found: raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, expected="bronze data, a folder for each channel", fix="Give its folder with --input.")
+    if not found:
+        raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, fix="Give it with --input.",
+                                 expected="bronze data, a folder for each channel")
     reports, errors = [], []
     for channel in found:
-        steps = [features_config(channel, settings.storage, f"{root}/{channel}", args.input_format), bars_config(channel, settings.storage)]
-        for config in steps:
+        silver = features_config(channel, settings.storage, f"{root}/{channel}", args.input_format)
+        for config in (silver, bars_config(channel, settings.storage)):
             try: reports += _step(config, settings, args)
             except DaedalusError as e: errors.append(_noted(e))
     if errors: raise errors[0]

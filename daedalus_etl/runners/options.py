@@ -6,15 +6,14 @@
 from __future__ import annotations
 import argparse, sys, traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 from ..core.config import DaedalusConfig, FeatureConfig, FilterSpec, load_config
 from ..core.errors import DaedalusError
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
-__all__ = ['FLAGS', 'FEATURE_FLAGS', 'BAR_FLAGS', 'INTERRUPTED', 'add_flags', 'filter_of', 'config_of', 'exit_code',
-           'print_report']
+__all__ = ['FLAGS', 'FEATURE_FLAGS', 'BAR_FLAGS', 'FIELDS', 'INTERRUPTED', 'RARE', 'TABLE', 'add_flags', 'filter_of', 'config_of',
+           'exit_code', 'print_report']
 
 # %% ../../nbs/50_runners/00_options.ipynb #d36bc7df
 def _words(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text.split(",") if w.strip())
@@ -22,7 +21,8 @@ def _numbers(text: str) -> tuple[int, ...]: return tuple(int(w) for w in _words(
 
 FLAGS: dict[str, dict] = {
     "--input": dict(metavar="PATH", help="folder of the input dataset"),
-    "--input-format": dict(choices=["parquet", "ndjson", "csv"], default="parquet", help="format of the input files (parquet)"),
+    "--input-format": dict(
+        choices=["parquet", "ndjson", "csv"], default="parquet", help="format of the input files (parquet)"),
     "--output": dict(metavar="PATH", help="folder of the lake; silver and gold lie below it (data/processed)"),
     "--exchange": dict(type=_words, metavar="A,B", help="only these exchanges"),
     "--symbol": dict(type=_words, metavar="A,B", help="only these symbols, e.g. BTC/USDT"),
@@ -34,7 +34,8 @@ FLAGS: dict[str, dict] = {
     "--end-date": dict(metavar="DATE", help="last day, inclusive"),
     "--limit": dict(type=int, metavar="N", help="take the first N rows and write them to scratch, never to the target"),
     "--dry-run": dict(action="store_true", help="show what would be done, and why; do nothing"),
-    "--state-path": dict(metavar="PATH", help="folder with states to begin with, and for those in which the chains end"),
+    "--state-path": dict(
+        metavar="PATH", help="folder with states to begin with, and for those in which the chains end"),
     "--cold-start": dict(action="store_true", help="begin without the state of the partition before, if it has none"),
     "--config": dict(metavar="FILE", help="configuration (config/config.yaml, if it exists)"),
     "--workers": dict(type=int, metavar="N", help="streams computed side by side"),
@@ -62,14 +63,19 @@ def filter_of(args: argparse.Namespace) -> FilterSpec | None:
     given = {n: v for n in names if (v := getattr(args, n)) is not None}
     return FilterSpec(**given) if given else None
 
+FIELDS = {"categories": "categories", "features": "features", "rolling_windows": "rolling_windows",
+          "durations": "bar_durations"}
+
 def config_of(args: argparse.Namespace) -> DaedalusConfig:
     "The configuration file's content with the flags on top."
     from daedalus_etl.core.catalog import asked_windows
     config, changes = load_config(args.config), {}
-    for flag, name in (("categories", "categories"), ("features", "features"), ("rolling_windows", "rolling_windows"), ("durations", "bar_durations")):
+    for flag, name in FIELDS.items():
         if (value := getattr(args, flag, None)) is not None: changes[name] = value
-    if asked := asked_windows(changes.get("features", ())): changes.setdefault("rolling_windows", asked | set(config.features.rolling_windows))
-    if "rolling_windows" in changes and "features" not in changes: changes["categories"] = {*changes.get("categories", config.features.categories), "rolling"}
+    if asked := asked_windows(changes.get("features", ())):
+        changes.setdefault("rolling_windows", asked | set(config.features.rolling_windows))
+    if "rolling_windows" in changes and "features" not in changes:
+        changes["categories"] = {*changes.get("categories", config.features.categories), "rolling"}
     features = FeatureConfig(**dict(config.features) | changes) if changes else config.features
     storage = config.storage.model_copy(update={"output_root": args.output}) if args.output else config.storage
     return config.model_copy(update={"features": features, "storage": storage})
@@ -90,15 +96,21 @@ def exit_code(job: Callable[[argparse.Namespace], None], args: argparse.Namespac
         return e.exit_code
     return 0
 
+RARE = ("duplicates", "disordered", "quarantined")       # columns of a report that are shown if they are not all 0
+TABLE = dict(tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
+             tbl_formatting="UTF8_FULL_CONDENSED")
+
 def print_report(report: RunReport) -> None:
     "The report as a table for terminals."
     import polars as pl
     t, frame = report.totals(), report.to_frame()
     shown = frame.filter(pl.col("status") != "done") if "done" in t else frame
-    counts = ", ".join(f"{n} {s}" for s, n in t.items() if s not in ("rows_in", "duplicates", "disordered", "quarantined"))
-    print(f"\n{report.transform}{' (plan)' if report.dry_run else ''}: {counts}; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, "
+    counts = ", ".join(f"{n} {s}" for s, n in t.items() if s not in ("rows_in", *RARE))
+    print(f"\n{report.transform}{' (plan)' if report.dry_run else ''}: {counts}; "
+          f"{t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, "
           f"{t['disordered']:,} out of order, {t['quarantined']:,} quarantined; {report.seconds:.1f} s")
-    quiet = [c for c in ("rows in", "rows out", "MB", "seconds", "duplicates", "disordered", "quarantined") if report.dry_run or (c in ("duplicates", "disordered", "quarantined") and not shown[c].sum())]
-    with pl.Config(tbl_rows=40, tbl_cols=-1, tbl_width_chars=180, fmt_str_lengths=90, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_formatting="UTF8_FULL_CONDENSED"):
+    quiet = [c for c in RARE if not shown[c].sum()]
+    if report.dry_run: quiet = ["rows in", "rows out", "MB", "seconds", *RARE]
+    with pl.Config(**TABLE, tbl_rows=40, tbl_width_chars=180, fmt_str_lengths=90):
         if shown.height: print(shown.drop(quiet))
     for name, path in report.targets.items(): print(f"  {name}: {path}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import os, shutil, tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 import numpy as np
@@ -43,9 +42,9 @@ class Recorder:
         late = 1000 + self.rng[channel].exponential(max(self.config.latency_ms - 1, 1e-3) * 1000, t.size)
         known = np.maximum.accumulate(np.concatenate([[self.last[channel]], t + late.astype(np.int64)]))[1:]
         if t.size: self.last[channel] = int(known[-1])
-        names = {k: pa.array([v]).dictionary_encode() for k, v in (("exchange", self.exchange), ("symbol", self.symbol))}
-        return {"collected_at": known // 1000, "capture_ts": pa.array(known, pa.timestamp("us", "UTC")), "timestamp": t // 1000} | {
-            k: pa.DictionaryArray.from_arrays(np.zeros(t.size, np.int32), v.dictionary).cast(pa.string()) for k, v in names.items()}
+        names = {k: pa.repeat(v, t.size) for k, v in (("exchange", self.exchange), ("symbol", self.symbol))}
+        capture_ts = pa.array(known, pa.timestamp("us", "UTC"))
+        return {"collected_at": known // 1000, "capture_ts": capture_ts, "timestamp": t // 1000} | names
 
     def _price(self, ticks: np.ndarray) -> np.ndarray: return np.round(ticks * self.config.tick, 8)
     def _size(self, lots: np.ndarray) -> np.ndarray: return np.round(lots * self.config.lot, 8)
@@ -53,11 +52,12 @@ class Recorder:
     def _trades(self, t: np.ndarray) -> dict:
         price, amount = self._price(t[:, 2]), self._size(t[:, 3])
         ids = pa.array(np.arange(self.count["trades"] + 1, self.count["trades"] + 1 + len(t))).cast(pa.string())
-        side = pa.DictionaryArray.from_arrays((t[:, 1] < 0).astype(np.int32), pa.array(["buy", "sell"])).cast(pa.string())
+        side = pa.array(["buy", "sell"]).take(pa.array((t[:, 1] < 0).astype(np.int32)))
         return {"trade_id": ids, "side": side, "price": price, "amount": amount, "cost": np.round(price * amount, 8)}
 
     def _ticker(self, q: np.ndarray) -> dict:
-        return {"bid": self._price(q[:, 1]), "bid_volume": self._size(q[:, 2]), "ask": self._price(q[:, 3]), "ask_volume": self._size(q[:, 4])}
+        return {"bid": self._price(q[:, 1]), "bid_volume": self._size(q[:, 2]),
+                "ask": self._price(q[:, 3]), "ask_volume": self._size(q[:, 4])}
 
     def _orderbook(self, books: np.ndarray, times: np.ndarray) -> dict:
         nonce = np.arange(self.count["orderbook"] + 1, self.count["orderbook"] + 1 + times.size)
@@ -65,12 +65,14 @@ class Recorder:
 
     def _levels(self, side: np.ndarray) -> pa.Array:
         there = side[:, :, 1] > 0
-        level = pa.StructArray.from_arrays([self._price(side[:, :, 0][there]), self._size(side[:, :, 1][there])], ["price", "size"])
+        price, size = self._price(side[:, :, 0][there]), self._size(side[:, :, 1][there])
+        level = pa.StructArray.from_arrays([price, size], ["price", "size"])
         return pa.ListArray.from_arrays(np.concatenate([[0], there.sum(axis=1).cumsum()]).astype(np.int32), level)
 
-# %% ../../nbs/60_sources/01_simulated.ipynb #a7a0fae1
-def simulate(config: SimulatorConfig, duration_s: float, start: datetime = datetime(2026, 1, 14, tzinfo=UTC), seed: int = 0, *,
-             exchange: str = "simulated", symbol: str = "BTC-USDT") -> dict[str, pl.DataFrame]:
+# %% ../../nbs/60_sources/01_simulated.ipynb #d3be6375
+def simulate(
+    config: SimulatorConfig, duration_s: float, start: datetime = datetime(2026, 1, 14, tzinfo=UTC), seed: int = 0, *,
+    exchange: str = "simulated", symbol: str = "BTC-USDT") -> dict[str, pl.DataFrame]:
     "Trades, ticker and orderbook of `duration_s` seconds from `start` as bronze frames, in memory."
     market, recorder = Market(config, seed), Recorder(config, exchange, symbol, start, seed)
     tables: dict[str, list[pa.Table]] = {c: [] for c in CHANNELS}
@@ -92,8 +94,11 @@ class _DayFiles:
         days = table["capture_ts"].cast(pa.int64()).to_numpy() // 86_400_000_000
         for day in np.unique(days):
             low, high = np.searchsorted(days, day), np.searchsorted(days, day, side="right")
-            if day not in self.writers: self.writers[day] = pq.ParquetWriter(self.stage / f"{self.name}-{day}", table.schema, compression="zstd", compression_level=3)
+            if day not in self.writers: self.writers[day] = self._open(day, table.schema)
             self.writers[day].write_table(table.slice(low, high - low))
+
+    def _open(self, day: int, schema: pa.Schema) -> pq.ParquetWriter:
+        return pq.ParquetWriter(self.stage / f"{self.name}-{day}", schema, compression="zstd", compression_level=3)
 
     def close(self) -> list[Path]:
         "Close all files and move them to their partitions."
@@ -102,22 +107,30 @@ class _DayFiles:
     def _publish(self, day: int, writer: pq.ParquetWriter) -> Path:
         writer.close()
         date = datetime(1970, 1, 1) + timedelta(days=int(day))
-        target = self.root / Partition.of(**self.keys, year=date.year, month=date.month, day=date.day).path / "part-0.parquet"
+        partition = Partition.of(**self.keys, year=date.year, month=date.month, day=date.day)
+        target = self.root / partition.path / "part-0.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(self.stage / f"{self.name}-{day}", target)
         return target
 
-def write_bronze(root: str | Path, symbols: Mapping[str, SimulatorConfig], start: datetime, duration_s: float, seed: int = 0, *,
-                 exchange: str = "simulated", channels: tuple[str, ...] = CHANNELS) -> list[Path]:
+def write_bronze(
+    root: str | Path, symbols: Mapping[str, SimulatorConfig], start: datetime, duration_s: float, seed: int = 0, *,
+    exchange: str = "simulated", channels: tuple[str, ...] = CHANNELS) -> list[Path]:
     "Simulate `symbols` from `start` for `duration_s` seconds into bronze partitions below `root`; returns the files."
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=".simulated-", dir=root.parent))
-    try: return [path for k, (symbol, config) in enumerate(symbols.items())
-                 for path in _write_symbol(root, stage, Recorder(config, exchange, symbol, start, seed + k), Market(config, seed + k), duration_s, channels)]
+    try:
+        return [
+            path for k, (symbol, config) in enumerate(symbols.items())
+            for path in _write_symbol(
+                root, stage, Recorder(config, exchange, symbol, start, seed + k), Market(config, seed + k), duration_s,
+                channels)]
     finally: shutil.rmtree(stage)
 
-def _write_symbol(root: Path, stage: Path, recorder: Recorder, market: Market, duration_s: float, channels: tuple[str, ...]) -> list[Path]:
+def _write_symbol(
+    root: Path, stage: Path, recorder: Recorder, market: Market, duration_s: float, channels: tuple[str, ...]
+) -> list[Path]:
     files = {c: _DayFiles(root, stage, c, recorder) for c in channels}
     for piece in _pieces(market, duration_s, channels):
         for c in channels: files[c].write(recorder.record(c, piece[c]))
@@ -139,7 +152,9 @@ GROUP = 60_000           # rows of a row group, about
 DAY_S = 86_400.0
 BUSY = SimulatorConfig(limit_rate=0.2, ticks=20, cancel_rate=0.5, limit_lots=60.0)       # fewer events for each trade
 
-def write_trades(root: str | Path, rows: int, seed: int = 0, *, symbol: str = "BTC-USDT", start: datetime = datetime(2026, 1, 14, tzinfo=UTC)) -> list[Path]:
+def write_trades(
+    root: str | Path, rows: int, seed: int = 0, *, symbol: str = "BTC-USDT",
+    start: datetime = datetime(2026, 1, 14, tzinfo=UTC)) -> list[Path]:
     "About `rows` trades of one day of one symbol, in one partition."
     sample = sum(len(p["trades"][0]) for p in Market(BUSY, seed).advance(3600.0, channels=("trades",)))
     speed = rows / (sample * DAY_S / 3600.0)

@@ -40,11 +40,15 @@ class SimulatorConfig:
         if not 0 <= self.excite < self.decay:
             raise ConfigError(f"excite={self.excite}", expected=f"less than decay={self.decay}, or trades explode")
 
-# %% ../../nbs/60_sources/00_simulator.ipynb #a5ef20d1
+# %% ../../nbs/60_sources/00_simulator.ipynb #ca05d0b7
 GRID = 1 << 13           # ticks held in memory; the book is moved back to the middle before it reaches an edge
-BOOK = np.dtype([(k, "i8") for k in ("bid", "ask", "base", "next_snapshot", "bids", "asks", "q_bid", "q_bid_lots", "q_ask", "q_ask_lots")] + [
-    (k, "f8") for k in ("t", "next", "hot_buy", "hot_sell")])
-#: where events are written: trades (us, side, ticks, lots), quotes (us, bid, lots, ask, lots), snapshots (side, level, ticks and lots) and their times (us)
+BOOK = np.dtype(
+    [
+        (k, "i8")
+        for k in ("bid", "ask", "base", "next_snapshot", "bids", "asks", "q_bid", "q_bid_lots", "q_ask", "q_ask_lots")]
+    + [(k, "f8") for k in ("t", "next", "hot_buy", "hot_sell")])
+#: where events are written: trades (us, side, ticks, lots), quotes (us, bid, lots, ask, lots), snapshots
+#: (side, level, ticks and lots) and their times (us)
 Tapes = namedtuple("Tapes", "trades quotes books times")
 RATES = ("limit_rate", "ticks", "cancel_rate", "market_rate", "excite", "decay", "limit_lots", "market_lots")
 jit = njit(nogil=True, cache=True, error_model="numpy")
@@ -90,7 +94,7 @@ def cancel(s, depth, rng, side, mean):
 # %% ../../nbs/60_sources/00_simulator.ipynb #b24010b1
 @jit
 def market(s, depth, rng, side, mean, trades, n):
-    "A market order of `side` (+1 buys): trades (us, side, price in ticks, lots) go to `trades` from row n; returns the next n."
+    "A market order of `side` (+1 buys): its trades (us, side, ticks, lots) go to `trades[n:]`; returns the next n."
     want = geometric(rng, mean)
     while want > 0 and n < trades.shape[0]:
         i = s["ask"] if side > 0 else s["bid"]
@@ -142,7 +146,7 @@ def quote(s, depth, tapes, q):
 # %% ../../nbs/60_sources/00_simulator.ipynb #1a9bd424
 @jit
 def event(s, depth, rng, rates, total, trades, n):
-    "One event at time `s['t']`, drawn in proportion to the rates that sum to `total`; returns the number of trades then."
+    "One event at time `s['t']`, drawn in proportion to the rates, which sum to `total`; returns the next n."
     limit_rate, ticks, cancel_rate, mu, excite, _, limit_lots, market_lots = rates
     u, limits = rng.random() * total, 2.0 * limit_rate * ticks
     if u < limits:
@@ -167,10 +171,11 @@ def event(s, depth, rng, rates, total, trades, n):
 
 @jit
 def run(book, depth, rng, rates, until, every, tapes):
-    "Run to `until` (s) or until a tape is full; returns the numbers of trades, quotes and snapshots (each `every` us; 0: none)."
+    "Run to `until` (s) or a full tape; returns how many trades, quotes and snapshots (each `every` us; 0: none)."
     s, n, q, k = book[0], 0, 0, 0
     while n < tapes.trades.shape[0] - MOST_TRADES and q < tapes.quotes.shape[0] and k < tapes.times.size:
-        total = 2.0 * (rates[0] * rates[1] + rates[3]) + rates[2] * (s["bids"] + s["asks"]) / rates[6] + s["hot_buy"] + s["hot_sell"]
+        cancels = rates[2] * (s["bids"] + s["asks"]) / rates[6]
+        total = 2.0 * (rates[0] * rates[1] + rates[3]) + cancels + s["hot_buy"] + s["hot_sell"]
         if s["next"] == 0.0: s["next"] = s["t"] - math.log(1.0 - rng.random()) / total      # when the next event is
         if every > 0 and s["next_snapshot"] < min(s["next"], until) * 1e6:
             snapshot(s, depth, tapes, k)
@@ -193,7 +198,7 @@ MOST_TRADES = 4096       # a market order hits fewer levels than this: room that
 ROWS = 1 << 16           # rows of a tape: pieces stay small, whatever the length of the simulation
 
 class Market:
-    "One simulated symbol; `advance` moves it on and yields pieces of what happened, in whole ticks, lots and microseconds."
+    "One simulated symbol; `advance` yields pieces of what happened, in whole ticks, lots and microseconds."
     def __init__(self, config: SimulatorConfig, seed: int, *, warm_up_s: float = 60.0):
         self.config, self.rng = config, np.random.Generator(np.random.PCG64(seed))
         self.rates = tuple(float(getattr(config, r)) * (config.speed if r in _PER_SECOND else 1.0) for r in RATES)
@@ -207,13 +212,18 @@ class Market:
         s["next"] -= s["t"]
         s["t"] = 0.0
 
-    def advance(self, until: float, channels: tuple[str, ...] = ("trades", "ticker", "orderbook")) -> Iterator[dict[str, tuple]]:
-        "Run to `until` seconds; yields arrays for each of `channels`: trades (n, 4), ticker (n, 5), orderbook (n, 2, depth, 2) and times (n)."
+    def advance(
+        self, until: float, channels: tuple[str, ...] = ("trades", "ticker", "orderbook")
+    ) -> Iterator[dict[str, tuple]]:
+        "Run to `until` s; arrays per channel: trades (n, 4), ticker (n, 5), orderbook (n, 2, depth, 2), times (n)."
         want = {c: ROWS if c in channels else 1 for c in ("trades", "ticker", "orderbook")}
         every = round(self.config.snapshot_s * 1e6) if "orderbook" in channels else 0
         while self.book["next"][0] < until or self.book["next"][0] == 0.0:
-            tapes = Tapes(np.empty((ROWS, 4), np.int64), np.empty((ROWS, 5), np.int64), np.empty((want["orderbook"], 2, self.config.depth, 2), np.int64), np.empty(want["orderbook"], np.int64))
+            books = want["orderbook"]
+            shapes = (ROWS, 4), (ROWS, 5), (books, 2, self.config.depth, 2), books
+            tapes = Tapes(*(np.empty(shape, np.int64) for shape in shapes))
             n, q, k = run(self.book, self.depth, self.rng, self.rates, until, every, tapes)
-            yield {"trades": (tapes.trades[:n],), "ticker": (tapes.quotes[:q],), "orderbook": (tapes.books[:k], tapes.times[:k])}
+            snapshots = tapes.books[:k], tapes.times[:k]
+            yield {"trades": (tapes.trades[:n],), "ticker": (tapes.quotes[:q],), "orderbook": snapshots}
 
 _PER_SECOND = ("limit_rate", "cancel_rate", "market_rate", "excite", "decay")

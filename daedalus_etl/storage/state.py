@@ -44,9 +44,12 @@ def save_artifact(dataset: Dataset, data: bytes) -> str:
 def load_artifact(dataset: Dataset, key: StateKey, digest: str) -> dict:
     "The state of that hash; `StateError` if it is missing, damaged, or made by something else than `key`."
     path = state_path(dataset, digest)
-    if not path.exists(): raise StateError("the state that the partition's footer names is missing", path=path, fix="Recompute the partition.")
+    again = "Recompute the partition."
+    if not path.exists():
+        raise StateError("the state that the partition's footer names is missing", path=path, fix=again)
     data = path.read_bytes()
-    if state_hash(data) != digest: raise StateError("the state is damaged: its content is not what its name says", path=path, fix="Recompute the partition.")
+    if state_hash(data) != digest:
+        raise StateError("the state is damaged: its content is not what its name says", path=path, fix=again)
     return read_state(data, key, str(path))
 
 def read_state(data: bytes, key: StateKey, where: str) -> dict:
@@ -54,5 +57,7 @@ def read_state(data: bytes, key: StateKey, where: str) -> dict:
     state, header = load_state(data, where)
     for name, want in key.header.items():
         if header.get(name) != want:
-            raise StateError(f"the state belongs to another {name}: {header.get(name)!r}", path=where, expected=repr(want), fix="Recompute from the first stale partition.")
+            raise StateError(
+                f"the state belongs to another {name}: {header.get(name)!r}", path=where, expected=repr(want),
+                fix="Recompute from the first stale partition.")
     return state

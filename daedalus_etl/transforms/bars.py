@@ -17,7 +17,7 @@ from ..core.lazy import lazy_source
 from ..core.registry import register_transform
 from ..features.bars import BarsProcessor, fill_empty_bars
 from ..features.frames import STREAM_KEYS, split_streams, stream_name
-from ..features.ordering import BATCH_ROWS, Survey, clock_us, ordered_batches, survey
+from ..features.ordering import BATCH_ROWS, clock_us, ordered_batches, survey
 from ..features.streaming import US
 
 # %% auto #0
@@ -30,7 +30,9 @@ def channel_of(names: list[str]) -> str:
     "`trades` or `ticker`, by the columns of a frame; `SchemaError` if it is neither."
     if {"price", "amount"} <= set(names): return "trades"
     if {"bid", "ask"} <= set(names): return "ticker"
-    raise SchemaError(f"no bars can be made from columns {sorted(names)}", expected="price, amount and side (trades) or bid and ask (ticker)")
+    raise SchemaError(
+        f"no bars can be made from columns {sorted(names)}",
+        expected="price, amount and side (trades) or bid and ask (ticker)")
 
 def _in_order(rows: pl.LazyFrame, names: list[str], config: FeatureConfig) -> Iterator[pl.DataFrame]:
     "The columns that bars need, in the stream's order; silver rows are in order, others are looked at first."
@@ -56,7 +58,9 @@ class StreamBars:
         self.config, self.widths = config, config.bar_durations
         self.processor = BarsProcessor(channel, config, self.widths, state)
         pending = (state or {}).get("pending", {})
-        self.closed = {d: [_array(pending[f"{d}s"], b.dtype)] if f"{d}s" in pending else [] for d, b in self.processor.bars.items()}
+        self.closed = {
+            d: [_array(pending[f"{d}s"], b.dtype)] if f"{d}s" in pending else []
+            for d, b in self.processor.bars.items()}
 
     def feed(self, batches: Iterator[pl.DataFrame]) -> None:
         "Take ordered rows in."
@@ -118,9 +122,11 @@ class BarAggregationTransform(StatefulTransform):
             if not made: made.update(self._pass(rows, list(names), list(keys), context, before))
             yield made[d].select(list(schema))
 
-        return {f"{self.output}/{d}s": lazy_source(schema, partial(batches, d)) for d in context.feature_config.bar_durations}
+        widths = context.feature_config.bar_durations
+        return {f"{self.output}/{d}s": lazy_source(schema, partial(batches, d)) for d in widths}
 
-    def _pass(self, rows: pl.LazyFrame, names: list[str], keys: list[str], context: TransformContext, before: dict) -> dict[int, pl.DataFrame]:
+    def _pass(self, rows: pl.LazyFrame, names: list[str], keys: list[str], context: TransformContext,
+              before: dict) -> dict[int, pl.DataFrame]:
         "Bars of all streams of `rows`, by duration; leaves the new states in `self.state`."
         out: dict[int, list[pl.DataFrame]] = {d: [] for d in context.feature_config.bar_durations}
         after, edge = {}, context.lookahead.get(self.input)
@@ -143,7 +149,7 @@ class BarAggregationTransform(StatefulTransform):
         return config.for_symbol(stream[1]) if config.overrides and stream[1] else config
 
 def _bounds(context: TransformContext) -> tuple[int | None, int | None]:
-    "Clock range (us) in which the partition's bars begin: from its start to that of the next, open at the stream's ends."
+    "Clock range (us) in which the partition's bars begin: from its start to the next one's, open at the stream's ends."
     if context.partition is None: return None, None
     def us(t: datetime) -> int: return int(t.timestamp()) * US
     return us(context.partition.start) if context.has_past else None, us(context.until) if context.until else None
