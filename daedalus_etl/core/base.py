@@ -39,8 +39,8 @@ class TransformContext:
     stream: tuple[str, str] | None = None                        # (exchange, symbol) if the inputs hold just that one
     partition: Any = None                                        # the partition that the inputs are, if they are one
     has_past: bool = False                                       # the stream has a partition before it
-    until: datetime | None = None                                # where its next partition begins; None for the last one
-    lookahead: Mapping[str, Any] = field(default_factory=dict)   # by input: iterators over later partitions (LazyFrames)
+    until: datetime | None = None                                # where the next partition begins; None for the last
+    lookahead: Mapping[str, Any] = field(default_factory=dict)   # by input: iterators over later partitions' rows
     limit_rows: int | None = None
     dry_run: bool = False
     notes: Notes = field(default_factory=Notes)

@@ -25,10 +25,11 @@ class Unit:
     "One partition to compute: the files of each input, and the partitions before and after it in its stream."
     partition: Partition
     inputs: Mapping[str, PartitionFiles]
-    previous: Partition | None = None                    # the input's partition before this one
-    following: Mapping[str, tuple[PartitionFiles, ...]] = field(default_factory=dict)     # the later ones that it looks at, by input
+    previous: Partition | None = None                                                  # the input's partition before
+    following: Mapping[str, tuple[PartitionFiles, ...]] = field(default_factory=dict)  # by input: later ones to look at
 
-def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead_s: float | None = None) -> list[list[Unit]]:
+def find_units(config: TransformConfig, spec: FilterSpec | None, *,
+               lookahead_s: float | None = None) -> list[list[Unit]]:
     "The chains of units that `spec` selects, by stream; neighbours outside of the selection are known to their units."
     (first, *rest) = config.inputs.values()
     chosen = discover(first.path, spec, first.format, allow_empty_files=True)
@@ -38,15 +39,16 @@ def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead_s:
     chains = []
     for _, group in groupby(everything, key=lambda pf: (pf.partition.stream, pf.partition.dims)):
         chain, wanted = list(group), {pf.partition for pf in chosen}
-        units = [_unit(first.name, chain, i, others, lookahead_s) for i, pf in enumerate(chain) if pf.partition in wanted]
+        here = (i for i, pf in enumerate(chain) if pf.partition in wanted)
+        units = [_unit(first.name, chain, i, others, lookahead_s) for i in here]
         if units: chains.append(units)
     return chains
 
 def _streams_only(spec: FilterSpec | None, chosen: list[PartitionFiles]) -> FilterSpec | None:
     "The filter without its dates: the neighbours of the chosen partitions matter to their states."
     if spec is None: return None
-    names = {k: tuple(sorted({v for pf in chosen if (v := pf.partition.get(k)) is not None})) for k in ("exchange", "symbol")}
-    return FilterSpec(**{k: v for k, v in names.items() if v})
+    def values(k: str) -> tuple: return tuple(sorted({v for pf in chosen if (v := pf.partition.get(k)) is not None}))
+    return FilterSpec(**{k: v for k in ("exchange", "symbol") if (v := values(k))})
 
 def _by_partition(config, spec: FilterSpec | None) -> dict[Partition, PartitionFiles]:
     try: return {pf.partition: pf for pf in discover(config.path, spec, config.format, allow_empty_files=True)}
@@ -57,7 +59,8 @@ def _by_partition(config, spec: FilterSpec | None) -> dict[Partition, PartitionF
 def _unit(name: str, chain: list[PartitionFiles], i: int, others: Mapping, lookahead_s: float | None) -> Unit:
     pf = chain[i]
     inputs = {name: pf} | {n: found[pf.partition] for n, found in others.items() if pf.partition in found}
-    return Unit(pf.partition, inputs, chain[i - 1].partition if i else None, {name: _following(chain, i, lookahead_s)} if lookahead_s is not None else {})
+    following = {name: _following(chain, i, lookahead_s)} if lookahead_s is not None else {}
+    return Unit(pf.partition, inputs, chain[i - 1].partition if i else None, following)
 
 def _following(chain: list[PartitionFiles], i: int, lookahead_s: float) -> tuple[PartitionFiles, ...]:
     "The partitions that begin within the horizon, and the first beyond: it tells that the time until it was seen."
@@ -86,12 +89,14 @@ NO_PAST = "none"           # parent of a stream's first partition
 COLD = "cold"              # parent of a partition that was told to begin without the past that it has
 
 def recipe(transform: BaseTransform, features: FeatureConfig, unit: Unit) -> Recipe:
-    "The recipe of the unit's chain: overrides of its symbol applied, only the parameters that the transform depends on."
+    "The recipe of the unit's chain: with the overrides of its symbol, only of what the transform depends on."
     symbol = unit.partition.get("symbol")
     own = features.for_symbol(symbol) if symbol else features
     fields = None if transform.parameters is None else [p for p in transform.parameters if p != "overrides"]
-    config = _digest(own.hash(fields), *(f"{c.name}:{c.compression}:{c.compression_level}:{c.row_group_size}" for c in transform.config.outputs.values()),
-                     *(f"{c.name}:{c.extra}:{c.channel}" for c in transform.config.inputs.values()))
+    outputs, inputs = transform.config.outputs.values(), transform.config.inputs.values()
+    config = _digest(
+        own.hash(fields), *(f"{c.name}:{c.compression}:{c.compression_level}:{c.row_group_size}" for c in outputs),
+        *(f"{c.name}:{c.extra}:{c.channel}" for c in inputs))
     return Recipe(StateKey(unit.partition.stream, config, transform.code_version()))
 
 # %% ../../nbs/40_run/01_plan.ipynb #573db142
@@ -110,12 +115,13 @@ def judge(unit: Unit, made_by: Recipe, parent: str, datasets: list[Dataset]) -> 
     for name, want in (("code", made_by.state_key.code), ("config", made_by.state_key.config)):
         if any(f.get(name) != want for f in footers): return Verdict("stale", f"made by another {name}")
     if any(f.get("inputs") != input_fingerprint(unit) for f in footers): return Verdict("changed", "the input changed")
-    if any(f.get("key") != made_by.key(unit, parent) for f in footers): return Verdict("changed", "the state before it changed")
+    if any(f.get("key") != made_by.key(unit, parent) for f in footers):
+        return Verdict("changed", "the state before it changed")
     return Verdict("done", state=footers[0].get("state"))
 
 def parent_of(unit: Unit, made_by: Recipe, datasets: list[Dataset]) -> str | None:
     "Hash of the state that the partition before `unit` ended in, if its output is of the same recipe; else None."
     if unit.previous is None: return None
-    footer = read_footer(datasets[0].file(unit.previous))
-    if not footer or footer.get("config") != made_by.state_key.config or footer.get("code") != made_by.state_key.code: return None
+    footer, key = read_footer(datasets[0].file(unit.previous)), made_by.state_key
+    if not footer or footer.get("config") != key.config or footer.get("code") != key.code: return None
     return footer.get("state")

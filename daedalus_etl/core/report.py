@@ -66,21 +66,25 @@ class RunReport:
 
     def totals(self) -> dict[str, int]:
         "Rows read, repeats dropped, rows quarantined, and units by status."
-        counts = {k: sum(getattr(u, k) for u in self.units) for k in ("rows_in", "duplicates", "disordered", "quarantined")}
-        return counts | {s: n for s in dict.fromkeys(u.status for u in self.units) if (n := sum(u.status == s for u in self.units))}
+        names, status = ("rows_in", "duplicates", "disordered", "quarantined"), [u.status for u in self.units]
+        return {k: sum(getattr(u, k) for u in self.units) for k in names} | {s: status.count(s) for s in status}
 
     def to_frame(self) -> pl.DataFrame:
         "One row per unit."
         return pl.DataFrame([{
-            "partition": u.partition, "status": u.status, "rows in": u.rows_in, "rows out": sum(u.rows.values()), "MB": round(sum(u.bytes.values()) / 1e6, 2),
-            "seconds": round(u.seconds, 2), "duplicates": u.duplicates, "disordered": u.disordered, "quarantined": u.quarantined, "reason": u.reason} for u in self.units])
+            "partition": u.partition, "status": u.status, "rows in": u.rows_in, "rows out": sum(u.rows.values()),
+            "MB": round(sum(u.bytes.values()) / 1e6, 2), "seconds": round(u.seconds, 2), "duplicates": u.duplicates,
+            "disordered": u.disordered, "quarantined": u.quarantined, "reason": u.reason} for u in self.units])
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys(): raise KeyError(key)
         return getattr(self, key)
 
     def __iter__(self) -> Iterator[str]: return iter(self.keys())
-    def keys(self) -> tuple[str, ...]: return ("transform", "execution_id", "dry_run", "success", "targets", "units", "write_stats", "seconds")
+
+    def keys(self) -> tuple[str, ...]:
+        return ("transform", "execution_id", "dry_run", "success", "targets", "units", "write_stats", "seconds")
+
     def _repr_markdown_(self) -> str: return summary(self)
 
 # %% ../../nbs/40_run/00_report.ipynb #c3c4b917
@@ -90,10 +94,15 @@ def summary(report: RunReport) -> str:
     "The report as a Markdown table, units that were not touched last and in one line."
     t = report.totals()
     busy = [u for u in report.units if u.status != "done"]
-    head = f"**{report.transform}**: " + ", ".join(f"{t[s]} {s}" for s in ("new", "changed", "stale", "written", "failed", "skipped", "done") if s in t)
-    lines = [head + f"; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, {t['disordered']:,} out of order, {t['quarantined']:,} quarantined; {report.seconds:.1f} s", ""]
+    order = ("new", "changed", "stale", "written", "failed", "skipped", "done")
+    states = ", ".join(f"{t[s]} {s}" for s in order if s in t)
+    lines = [
+        f"**{report.transform}**: {states}; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, "
+        f"{t['disordered']:,} out of order, {t['quarantined']:,} quarantined; {report.seconds:.1f} s", ""]
     if busy: lines += ["| partition | status | rows in | rows out | MB | s | why |", "|---|---|--:|--:|--:|--:|---|"]
     for u in busy[:SHOWN]:
-        lines.append(f"| {u.partition} | {u.status} | {u.rows_in:,} | {sum(u.rows.values()):,} | {sum(u.bytes.values()) / 1e6:.2f} | {u.seconds:.2f} | {u.reason} |")
+        out, size = sum(u.rows.values()), sum(u.bytes.values()) / 1e6
+        lines.append(
+            f"| {u.partition} | {u.status} | {u.rows_in:,} | {out:,} | {size:.2f} | {u.seconds:.2f} | {u.reason} |")
     if len(busy) > SHOWN: lines.append(f"| and {len(busy) - SHOWN} more | | | | | | |")
     return "\n".join([*lines, "", *(f"- `{name}` in `{path}`" for name, path in report.targets.items())])

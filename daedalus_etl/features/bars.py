@@ -26,14 +26,9 @@ _PRICE = [(k, "f8") for k in ("open", "high", "low", "close", "r2")] + [(k, "i8"
 TRADE_BAR = np.dtype(
     _PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")])
 #: the open bar of quotes: `held` us so far with defined spread, its means, the last row and the last defined one
-QUOTE_BAR = np.dtype(
-    _PRICE
-    + [
-        (k, "f8")
-        for k in (
-            "held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative", "own_spread",
-            "own_relative")]
-    + [("t", "i8")])
+QUOTE_BAR = np.dtype(_PRICE + [(k, "f8") for k in (
+    "held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative",
+    "own_spread", "own_relative")] + [("t", "i8")])
 
 @jit
 def open_bar(s, start):
@@ -93,7 +88,7 @@ def settle(s, width, gap, until):
 
 @jit
 def quote_bar_batch(bar, width, gap, t, quotes, step, out):
-    "Take `quotes` (mid, spread, relative: 3, n) and `step` (fresh, log return: 2, n) into `bar` (1); closed go to `out`."
+    "Take `quotes` (mid, spread, relative: 3, n), `step` (fresh, log return: 2, n) into `bar` (1); closed go to `out`."
     s, closed = bar[0], 0
     for i in range(t.size):
         fresh, spread = step[0, i] > 0.0, quotes[1, i]
@@ -146,19 +141,17 @@ def _declare_bars(channel: str, extra: list[dict]) -> None:
             **common))
     for e in extra: declare(Column(**(common | e)))
 
-_declare_bars(
-    "trades_bars",
-    [
-        dict(name="volume", unit="base", formula=r"$\sum q$", lo=0),
-        dict(name="dollar_volume", unit="quote", formula=r"$\sum p q$", lo=0),
-        dict(name="trade_count", unit="1", dtype=pl.UInt32, formula="number of trades", lo=0),
-        dict(name="buy_volume", unit="base", formula="volume that takers bought", lo=0),
-        dict(name="sell_volume", unit="base", formula="volume that takers sold", lo=0),
-        dict(name="vwap", unit="quote", formula=r"$\sum p q/\sum q$", lo=0, citation="Berkowitz, Logue, Noser 1988"),
-        dict(
-            name="trade_imbalance", unit="1", formula="(buy - sell)/(buy + sell) volume of known sides", lo=-1, hi=1,
-            citation="Chordia, Roll, Subrahmanyam 2002"),
-        dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1)])
+_declare_bars("trades_bars", [
+    dict(name="volume", unit="base", formula=r"$\sum q$", lo=0),
+    dict(name="dollar_volume", unit="quote", formula=r"$\sum p q$", lo=0),
+    dict(name="trade_count", unit="1", dtype=pl.UInt32, formula="number of trades", lo=0),
+    dict(name="buy_volume", unit="base", formula="volume that takers bought", lo=0),
+    dict(name="sell_volume", unit="base", formula="volume that takers sold", lo=0),
+    dict(name="vwap", unit="quote", formula=r"$\sum p q/\sum q$", lo=0, citation="Berkowitz, Logue, Noser 1988"),
+    dict(
+        name="trade_imbalance", unit="1", formula="(buy - sell)/(buy + sell) volume of known sides", lo=-1, hi=1,
+        citation="Chordia, Roll, Subrahmanyam 2002"),
+    dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1)])
 _declare_bars("ticker_bars", [
     dict(name="tick_count", unit="1", dtype=pl.UInt32, formula="number of quotes", lo=0),
     *(dict(name=f"{k}_spread", unit="quote", formula=f"{what} of the spread in the bar", lo=0) for k, what in
@@ -189,7 +182,7 @@ def _trade_columns() -> list[pl.Expr]:
 
 def _quote_columns() -> list[pl.Expr]:
     c = pl.col
-    def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)   # not held: the last defined row's own
+    def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)    # never held: the last defined one
     return [
         c("n").cast(pl.UInt32).alias("tick_count"), mean("mean_spread", "own_spread").alias("mean_spread"),
         pl.when(c("min_spread").is_finite()).then("min_spread").alias("min_spread"),

@@ -14,9 +14,9 @@ from .streaming import jit
 __all__ = ['MISSING', 'BATCH_ROWS', 'SORT_ROWS', 'SURVEY', 'ROW', 'CONTENT', 'SEEN', 'clock_us', 'order_keys', 'Survey',
            'survey_batch', 'survey', 'ordered_batches', 'seen_rows', 'find_repeats']
 
-# %% ../../nbs/20_features/01_ordering.ipynb #540991ce
+# %% ../../nbs/20_features/01_ordering.ipynb #c9f7b068
 MISSING = -(2**63)          # sorts before every real key
-BATCH_ROWS = 131_072        # rows that go through the kernels at once: enough to be fast, 60 MB of columns at most
+BATCH_ROWS = 65_536         # rows that go through the kernels at once: about 30 MB of columns
 SORT_ROWS = 4_000_000       # rows that are sorted in memory at once
 
 def clock_us(clock: str) -> pl.Expr:

@@ -216,7 +216,7 @@ class Tape:
     def _move(self, n: int, windows: list[Window]) -> None:
         low = min([self.first_visible(), *(max(0, int(w.rec["prev"][0]) - 1) for w in windows)])
         kept = self.end - low
-        self.rows = Rows(*(self._grown(a, low, kept, kept + max(n, kept)) for a in self.rows))
+        self.rows = Rows(*(self._grown(a, low, kept, kept + max(n, kept // 2)) for a in self.rows))
         for w in windows:
             for place in ("prev", "cur", "head"): w.rec[place] -= low
         self.end = kept

@@ -40,13 +40,10 @@ class SimulatorConfig:
         if not 0 <= self.excite < self.decay:
             raise ConfigError(f"excite={self.excite}", expected=f"less than decay={self.decay}, or trades explode")
 
-# %% ../../nbs/60_sources/00_simulator.ipynb #ca05d0b7
+# %% ../../nbs/60_sources/00_simulator.ipynb #63560c49
 GRID = 1 << 13           # ticks held in memory; the book is moved back to the middle before it reaches an edge
-BOOK = np.dtype(
-    [
-        (k, "i8")
-        for k in ("bid", "ask", "base", "next_snapshot", "bids", "asks", "q_bid", "q_bid_lots", "q_ask", "q_ask_lots")]
-    + [(k, "f8") for k in ("t", "next", "hot_buy", "hot_sell")])
+_WHOLE = ("bid", "ask", "base", "next_snapshot", "bids", "asks", "q_bid", "q_bid_lots", "q_ask", "q_ask_lots")
+BOOK = np.dtype([(k, "i8") for k in _WHOLE] + [(k, "f8") for k in ("t", "next", "hot_buy", "hot_sell")])
 #: where events are written: trades (us, side, ticks, lots), quotes (us, bid, lots, ask, lots), snapshots
 #: (side, level, ticks and lots) and their times (us)
 Tapes = namedtuple("Tapes", "trades quotes books times")

@@ -52,8 +52,8 @@ def read_footer(path: str | Path) -> dict[str, str] | None:
     try: found = pl.read_parquet_metadata(path)
     except FileNotFoundError: return None
     except pl.exceptions.ComputeError as e:
-        said = str(e).splitlines()[0]
-        raise CorruptFileError(f"not a readable Parquet file ({said})", path=path, fix="Remove it and run again.") from e
+        raise CorruptFileError(
+            f"not a readable Parquet file ({str(e).splitlines()[0]})", path=path, fix="Remove it and run again.") from e
     return {k.removeprefix(FOOTER): v for k, v in found.items() if k.startswith(FOOTER)}
 
 def fsync_dir(path: str | Path) -> None:
@@ -100,7 +100,8 @@ def stage(dataset: Dataset, partition: Partition, frame: pl.LazyFrame, output: O
     path = folder / f"{uuid.uuid4().hex}.parquet"
     try:
         frame.sink_parquet(
-            path, **_writer(output), metadata=lambda _: {FOOTER + k: v for k, v in footer().items()}, sync_on_close="all")
+            path, **_writer(output), sync_on_close="all",
+            metadata=lambda _: {FOOTER + k: v for k, v in footer().items()})
         return Staged(path, dataset.file(partition), _checked_rows(path, frame), path.stat().st_size)
     except BaseException:
         path.unlink(missing_ok=True)

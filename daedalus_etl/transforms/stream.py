@@ -20,26 +20,33 @@ __all__ = ['StreamTransform']
 class StreamTransform(StatefulTransform):
     "Features for each row of one channel."
     channel: ClassVar[str] = ""
-    parameters = ("categories", "features", "rolling_windows", "max_gap_s", "dedup_window_s", "clock", "output_dtype", "normalize_quotes", "overrides")
+    parameters = (
+        "categories", "features", "rolling_windows", "max_gap_s", "dedup_window_s", "clock", "output_dtype",
+        "normalize_quotes", "overrides")
 
     def transform(self, inputs: dict[str, pl.LazyFrame], context: TransformContext) -> dict[str, pl.LazyFrame]:
         "`silver`: the rows of the input with the selected features, ordered and without repeats."
         self.validate_inputs(inputs)
         (output,) = self.config.outputs
-        frame = feature_frame(self.channel, inputs[self._input()], context.feature_config, self.state, stream=context.stream, notes=context.notes)
+        frame = feature_frame(
+            self.channel, inputs[self._input()], context.feature_config, self.state,
+            stream=context.stream, notes=context.notes)
         return {output: frame}
 
     def _input(self) -> str:
         if self.channel in self.config.inputs: return self.channel
         if len(self.config.inputs) == 1: return next(iter(self.config.inputs))
-        raise TransformError(f"transform {self.config.name!r} has inputs {sorted(self.config.inputs)}", expected=f"one named {self.channel!r}")
+        raise TransformError(
+            f"transform {self.config.name!r} has inputs {sorted(self.config.inputs)}",
+            expected=f"one named {self.channel!r}")
 
     def limited(self, inputs: dict[str, pl.LazyFrame], rows: int, context: TransformContext) -> dict[str, pl.LazyFrame]:
         "The first `rows` rows of each input, in the stream's order."
         clock = context.feature_config.clock
         def first(frame: pl.LazyFrame) -> pl.LazyFrame:
             if survey(frame, clock).ordered: return frame.head(rows)
-            return frame.sort(list(order_keys(frame.collect_schema().names(), clock).values()), maintain_order=True).head(rows)
+            keys = order_keys(frame.collect_schema().names(), clock)
+            return frame.sort(list(keys.values()), maintain_order=True).head(rows)
         return {name: first(frame) for name, frame in inputs.items()}
 
     def footer(self, context: TransformContext) -> dict[str, str]:
