@@ -12,7 +12,7 @@ from ..core.catalog import Column, declare
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
 from .processor import clock_array
-from .streaming import STEP, US, blend, jit, step_batch
+from .streaming import STEP, US, blend, jit, return_batch
 from .ticker import QUOTES, quote_arrays, quote_batch
 from .trades import check_trades, side_sign
 
@@ -231,8 +231,8 @@ class BarsProcessor:
     def _gap(self) -> int: return int(self.config.max_gap_s * US)
 
     def _steps(self, t: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        segment, fresh, r, dt = np.empty_like(t), np.empty(t.size, np.uint8), np.empty(t.size), np.empty(t.size)
-        step_batch(self.step[0], t, value, self._gap, segment, fresh, r, dt)
+        fresh, r = np.empty(t.size, np.uint8), np.empty(t.size)
+        return_batch(self.step[0], t, value, self._gap, fresh, r)
         return fresh, r
 
     def _trades(self, t: np.ndarray, frame: pl.DataFrame):

@@ -15,7 +15,7 @@ from numba import njit
 __all__ = ['US', 'STAMP', 'WINDOW', 'Rows', 'Window', 'STEP', 'kernels_stamp', 'jit', 'room', 'suffix_sums', 'must_turn',
            'sum_window_turn', 'sum_window_take', 'window_sum', 'sum_window_batch', 'new_window', 'blend',
            'merge_moments', 'merge_row', 'merge_all', 'suffix_moments', 'held_window_turn', 'held_window_take',
-           'window_moments', 'held_window_batch', 'Tape', 'step_batch']
+           'window_moments', 'held_window_batch', 'Tape', 'step', 'return_batch', 'step_batch']
 
 # %% ../../nbs/20_features/00_streaming.ipynb #912eaeca
 US = 1_000_000                                 # microseconds in a second: the clock's unit is the microsecond
@@ -239,13 +239,26 @@ class Tape:
 STEP = np.dtype([("t", "i8"), ("segment", "i8"), ("value", "f8"), ("n", "i8")])
 
 @jit
+def step(s, t, value, gap_us):
+    "Whether a row begins a segment, and its log return (NaN where undefined); the next row is compared with it."
+    fresh, log_return = s["n"] == 0 or t - s["t"] > gap_us, np.nan
+    if fresh: s["segment"], s["value"] = t, np.nan
+    if value == value:
+        if s["value"] == s["value"]: log_return = math.log(value / s["value"])
+        s["value"] = value
+    s["t"], s["n"] = t, 1
+    return fresh, log_return
+
+@jit
+def return_batch(s, t, value, gap_us, fresh, log_return):
+    "Segments' first rows and log returns (n) of rows with clocks `t` (us) and `value`s."
+    for i in range(t.size): fresh[i], log_return[i] = step(s, t[i], value[i], gap_us)
+
+@jit
 def step_batch(s, t, value, gap_us, segment, fresh, log_return, dt):
-    "Segment's first clock (us), its first rows, log return and seconds since the row before; NaN where undefined."
+    "As `return_batch`, with the segment's first clock (us) and the seconds since the row before; NaN where undefined."
     for i in range(t.size):
-        fresh[i] = s["n"] == 0 or t[i] - s["t"] > gap_us
-        if fresh[i]: s["segment"], s["value"] = t[i], np.nan
-        dt[i] = np.nan if fresh[i] else (t[i] - s["t"]) / 1e6
-        log_return[i] = math.log(value[i] / s["value"]) if value[i] == value[i] and s["value"] == s["value"] else np.nan
+        before = s["t"]
+        fresh[i], log_return[i] = step(s, t[i], value[i], gap_us)
+        dt[i] = np.nan if fresh[i] else (t[i] - before) / 1e6
         segment[i] = s["segment"]
-        s["t"], s["n"] = t[i], 1
-        if value[i] == value[i]: s["value"] = value[i]

@@ -9,7 +9,7 @@ import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
 from .processor import Processor, calendar, check_values, count_signs, declare_common
-from .streaming import jit, must_turn, sum_window_take, sum_window_turn, window_sum
+from .streaming import jit, sum_window_turn
 
 # %% auto #0
 __all__ = ['VALUES', 'side_sign', 'trade_rows_batch', 'trade_window_batch', 'check_trades', 'TradesProcessor']
@@ -37,22 +37,41 @@ def trade_rows_batch(rows, lo, price, amount, log_return):
 
 @jit
 def trade_window_batch(win, rows, lo, hi, out, count):
-    "Window columns of rows lo .. hi: `out` (6, n) vwap, volume, dollar volume, buy ratio, tfi, variance; `count` (n)."
+    """Window columns of rows lo .. hi; returns the suffix array.
+
+    `out` (6, n): vwap, volume, dollar volume, buy ratio, tfi, realised variance; `count` (n). The place of the window and
+    its five prefixes are kept in registers between turns: the loop of `sum_window_batch`, at twice its speed."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
+    t, x, fresh, signs = rows.t, rows.x, rows.fresh, rows.count
+    width, head, cur, prev = w["width"], w["head"], w["cur"], w["prev"]
+    turn = (w["block"] + 1) * width                     # clock at which the next block begins
+    dollar, volume, bought, sold, r2 = acc[0], acc[1], acc[2], acc[3], acc[4]
     for i in range(lo, hi):
-        if must_turn(w, rows, i): suffix = sum_window_turn(w, acc, suffix, rows, i)
-        sum_window_take(w, acc, rows, i)
-        j, h = i - lo, w["head"]
-        dollar, volume = window_sum(w, acc, suffix, 0), window_sum(w, acc, suffix, 1)
-        bought, sold = window_sum(w, acc, suffix, 2), window_sum(w, acc, suffix, 3)
-        buys = rows.count[i, 0] - rows.count[h, 0] + (rows.count[i, 2] > 0)
-        known = rows.count[i, 1] - rows.count[h, 1] + (rows.count[i, 2] != 0)
-        count[j] = i - h + 1
-        out[0, j] = dollar / volume if volume > 0.0 else np.nan
-        out[1, j], out[2, j] = volume, dollar
+        if fresh[i] or t[i] >= turn:
+            suffix = sum_window_turn(w, acc, suffix, rows, i)
+            head, cur, prev, turn = w["head"], w["cur"], w["prev"], (w["block"] + 1) * width
+            dollar = volume = bought = sold = r2 = 0.0
+        edge, j = t[i] - width, i - lo
+        while head < cur and t[head] <= edge: head += 1
+        dollar += x[i, 0]
+        volume += x[i, 1]
+        bought += x[i, 2]
+        sold += x[i, 3]
+        r2 += x[i, 4]
+        pq, q, b, s, v = dollar, volume, bought, sold, r2
+        if head < cur:
+            k = head - prev
+            pq, q, b, s, v = suffix[k, 0] + pq, suffix[k, 1] + q, suffix[k, 2] + b, suffix[k, 3] + s, suffix[k, 4] + v
+        buys = signs[i, 0] - signs[head, 0] + (signs[i, 2] > 0)
+        known = signs[i, 1] - signs[head, 1] + (signs[i, 2] != 0)
+        count[j] = i - head + 1
+        out[0, j] = pq / q if q > 0.0 else np.nan
+        out[1, j], out[2, j] = q, pq
         out[3, j] = buys / known if known > 0 else np.nan
-        out[4, j] = (bought - sold) / (bought + sold) if bought + sold > 0.0 else np.nan
-        out[5, j] = window_sum(w, acc, suffix, 4) if not rows.fresh[i] else np.nan
+        out[4, j] = (b - s) / (b + s) if b + s > 0.0 else np.nan
+        out[5, j] = v if not fresh[i] else np.nan
+    w["head"] = head
+    acc[0], acc[1], acc[2], acc[3], acc[4] = dollar, volume, bought, sold, r2
     return suffix
 
 # %% ../../nbs/20_features/03_trades.ipynb #9c890104

@@ -21,10 +21,12 @@ from ..features.ordering import BATCH_ROWS, clock_us, ordered_batches, survey
 from ..features.streaming import US
 
 # %% auto #0
-__all__ = ['channel_of', 'StreamBars', 'BarAggregationTransform']
+__all__ = ['BAR_ROWS', 'channel_of', 'StreamBars', 'BarAggregationTransform']
 
 # %% ../../nbs/30_transforms/03_bars.ipynb #892332c8
 _NEEDED = {"trades": ("price", "amount", "side_sign", "side"), "ticker": ("bid", "ask")}
+
+BAR_ROWS = 4 * BATCH_ROWS          # rows at once: bars need few columns of each
 
 def channel_of(names: list[str]) -> str:
     "`trades` or `ticker`, by the columns of a frame; `SchemaError` if it is neither."
@@ -38,7 +40,7 @@ def _in_order(rows: pl.LazyFrame, names: list[str], config: FeatureConfig) -> It
     "The columns that bars need, in the stream's order; silver rows are in order, others are looked at first."
     channel = channel_of(names)
     keep = [c for c in (config.clock, *_NEEDED[channel]) if c in names and not (c == "side" and "side_sign" in names)]
-    if "segment_id" in names: return rows.select(keep).collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
+    if "segment_id" in names: return rows.select(keep).collect_batches(chunk_size=BAR_ROWS, maintain_order=True)
     return ordered_batches(rows, config.clock, survey(rows, config.clock))
 
 def _records(closed: list[np.ndarray], dtype: np.dtype, low: int | None) -> np.ndarray:
