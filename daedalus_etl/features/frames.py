@@ -15,19 +15,20 @@ from ..core.errors import ConfigError, SchemaError, did_you_mean
 from ..core.lazy import lazy_source
 from .ordering import (
     ROW, SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey)
-from .processor import Processor
+from .processor import Processor, release_unused
 from .streaming import US
 from .ticker import TickerProcessor
 from .trades import TradesProcessor
 
 # %% auto #0
-__all__ = ['PROCESSORS', 'REQUIRED', 'STREAM_KEYS', 'check_columns', 'StreamFeed', 'stream_name', 'split_streams',
-           'feature_frame', 'features']
+__all__ = ['PROCESSORS', 'REQUIRED', 'STREAM_KEYS', 'RELEASE_EVERY', 'check_columns', 'StreamFeed', 'stream_name',
+           'split_streams', 'feature_frame', 'features']
 
 # %% ../../nbs/20_features/06_frames.ipynb #f8d5a005
 PROCESSORS: dict[str, type[Processor]] = {"trades": TradesProcessor, "ticker": TickerProcessor}
 REQUIRED = {"trades": ("price", "amount", "side"), "ticker": ("bid", "ask")}
 STREAM_KEYS = ("exchange", "symbol")
+RELEASE_EVERY = 16          # batches after which free memory goes back to the system
 
 def check_columns(schema: Mapping[str, pl.DataType], channel: str, clock: str, where: str = "the frame") -> None:
     "`SchemaError` unless `schema` has the clock (`capture_ts` in UTC) and the columns that `channel` is computed from."
@@ -55,7 +56,8 @@ class StreamFeed:
     def batches(self, rows: pl.LazyFrame, notes: Notes) -> Iterator[pl.DataFrame]:
         "The rows of `rows` with their features, batch by batch; repeats are dropped and counted in `notes`."
         rows, found = self._prepared(rows, notes)
-        for batch in ordered_batches(rows, self.config.clock, found):
+        for k, batch in enumerate(ordered_batches(rows, self.config.clock, found)):
+            if k % RELEASE_EVERY == RELEASE_EVERY - 1: release_unused()
             self._remember(batch)
             batch = self._without_repeats(batch)
             if batch.height: yield self.processor.process(_finite(batch))

@@ -5,8 +5,10 @@
 # %% ../../nbs/20_features/02_processor.ipynb #74d3aabd
 from __future__ import annotations
 from collections.abc import Iterable
+import ctypes, math
 import numpy as np
 import polars as pl
+import pyarrow as pa
 from ..core.catalog import Column, declare, schema_of
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
@@ -17,7 +19,8 @@ from daedalus_etl.features.streaming import (
     sum_window_turn)
 
 # %% auto #0
-__all__ = ['declare_common', 'calendar', 'clock_array', 'check_values', 'replay', 'Processor', 'count_signs']
+__all__ = ['declare_common', 'calendar', 'clock_array', 'check_values', 'column_memory', 'release_unused', 'replay', 'Processor',
+           'count_signs']
 
 # %% ../../nbs/20_features/02_processor.ipynb #b749a654
 def declare_common(channel: str) -> None:
@@ -58,6 +61,18 @@ def check_values(values: np.ndarray, column: str, t: np.ndarray, *, above: float
     raise BadDataError(
         f"{column} is {values[bad]} at {when} UTC", column=column, expected=f"finite and above {above:g}",
         fix="Remove such rows.")
+
+# %% ../../nbs/20_features/02_processor.ipynb #31a636b9
+def column_memory(*shape: int, dtype: type = np.float64) -> np.ndarray:
+    "An uninitialised array of `shape` in memory of Arrow's pool, for columns that are handed on."
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(pa.allocate_buffer(size), dtype).reshape(shape) if size else np.empty(shape, dtype)
+
+def release_unused() -> None:
+    "Give free memory back to the system, where the allocators know how."
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # glibc has it, others do without
+    if trim is not None: trim(0)
 
 # %% ../../nbs/20_features/02_processor.ipynb #ac6c2c90
 @jit
@@ -107,10 +122,11 @@ class Processor:
 
     def _steps(self, t: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:
         "Segment, its age, first rows, log return of `value` and time since the row before."
-        segment, fresh = np.empty_like(t), np.empty(t.size, np.uint8)
-        log_return, dt = np.empty(t.size), np.empty(t.size)
+        segment, fresh = column_memory(t.size, dtype=np.int64), np.empty(t.size, np.uint8)
+        log_return, dt, age = column_memory(3, t.size)
         step_batch(self.step[0], t, value, int(self.config.max_gap_s * US), segment, fresh, log_return, dt)
-        return dict(segment_id=segment, segment_age_s=(t - segment) / US, fresh=fresh, log_return=log_return, dt_s=dt)
+        np.divide(t - segment, US, out=age)
+        return dict(segment_id=segment, segment_age_s=age, fresh=fresh, log_return=log_return, dt_s=dt)
 
     # ---- state
     @property

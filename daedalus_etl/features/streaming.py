@@ -215,15 +215,17 @@ class Tape:
 
     def _move(self, n: int, windows: list[Window]) -> None:
         low = min([self.first_visible(), *(max(0, int(w.rec["prev"][0]) - 1) for w in windows)])
-        kept = self.end - low
-        self.rows = Rows(*(self._grown(a, low, kept, kept + max(n, kept // 2)) for a in self.rows))
+        kept, size = self.end - low, self.rows.t.size
+        if kept + max(n, kept // 2) > size: self.rows = Rows(*(self._grown(a, low, kept, n) for a in self.rows))
+        else:
+            for a in self.rows: a[:kept] = a[low:low + kept]      # in place: nothing is allocated in the long run
         for w in windows:
             for place in ("prev", "cur", "head"): w.rec[place] -= low
         self.end = kept
 
     @staticmethod
-    def _grown(a, low, kept, size):
-        new = np.empty((size, *a.shape[1:]), a.dtype)
+    def _grown(a: np.ndarray, low: int, kept: int, n: int) -> np.ndarray:
+        new = np.empty((kept + max(n, kept), *a.shape[1:]), a.dtype)
         new[:kept] = a[low:low + kept]
         return new
 

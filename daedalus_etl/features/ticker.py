@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
-from .processor import Processor, calendar, check_values, declare_common
+from .processor import Processor, calendar, check_values, column_memory, declare_common
 from .streaming import held_window_take, held_window_turn, jit, must_turn, window_moments
 
 # %% auto #0
@@ -105,7 +105,7 @@ class TickerProcessor(Processor):
     channel, values, held = "ticker", VALUES, True
 
     def _compute(self, t: np.ndarray, frame: pl.DataFrame) -> dict:
-        quotes = np.empty((len(QUOTES), t.size))
+        quotes = column_memory(len(QUOTES), t.size)
         quote_batch(*quote_arrays(frame, t), quotes)
         made = self._steps(t, quotes[0]) | {n: quotes[k] for k, n in enumerate(QUOTES)}
         if self.wanted & {"hour", "day_of_week", "is_weekend"}: made |= calendar(t)
@@ -117,7 +117,7 @@ class TickerProcessor(Processor):
         return made
 
     def _window(self, w: int, lo: int, hi: int) -> dict:
-        out, win = np.empty((4, hi - lo)), self.windows[w]
+        out, win = column_memory(4, hi - lo), self.windows[w]
         self.windows[w] = win._replace(suffix=quote_window_batch(win, self.tape.rows, lo, hi, out))
         names = ("mid_price_mean", "mid_price_std", "spread_mean", "vol_imbalance_mean")
         return {f"{n}_{w}s": out[k] for k, n in enumerate(names)}

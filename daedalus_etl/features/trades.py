@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 from ..core.catalog import Column, declare
 from ..core.enums import FeatureCategory as C
-from .processor import Processor, calendar, check_values, count_signs, declare_common
+from .processor import (
+    Processor, calendar, check_values, column_memory, count_signs, declare_common)
 from .streaming import jit, sum_window_turn
 
 # %% auto #0
@@ -146,7 +147,7 @@ class TradesProcessor(Processor):
         return made | (calendar(t) if self.wanted & {"hour", "day_of_week", "is_weekend"} else {})
 
     def _window(self, w: int, lo: int, hi: int) -> dict:
-        out, count, win = np.empty((6, hi - lo)), np.empty(hi - lo, np.uint32), self.windows[w]
+        out, count, win = column_memory(6, hi - lo), column_memory(hi - lo, dtype=np.uint32), self.windows[w]
         self.windows[w] = win._replace(suffix=trade_window_batch(win, self.tape.rows, lo, hi, out, count))
         names = ("vwap", "volume", "dollar_volume", "buy_ratio", "tfi", "realized_var")
         return {f"{n}_{w}s": out[k] for k, n in enumerate(names)} | {f"trade_count_{w}s": count}
