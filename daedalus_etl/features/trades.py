@@ -62,7 +62,8 @@ def trade_window_batch(win, rows, lo, hi, out, count):
         pq, q, b, s, v = dollar, volume, bought, sold, r2
         if head < cur:
             k = head - prev
-            pq, q, b, s, v = suffix[k, 0] + pq, suffix[k, 1] + q, suffix[k, 2] + b, suffix[k, 3] + s, suffix[k, 4] + v
+            pq, q, v = suffix[k, 0] + pq, suffix[k, 1] + q, suffix[k, 4] + v
+            b, s = suffix[k, 2] + b, suffix[k, 3] + s
         buys = signs[i, 0] - signs[head, 0] + (signs[i, 2] > 0)
         known = signs[i, 1] - signs[head, 1] + (signs[i, 2] != 0)
         count[j] = i - head + 1
