@@ -40,8 +40,8 @@ def trade_rows_batch(rows, lo, price, amount, log_return):
 def trade_window_batch(win, rows, lo, hi, out, count):
     """Window columns of rows lo .. hi; returns the suffix array.
 
-    `out` (6, n): vwap, volume, dollar volume, buy ratio, tfi, realised variance; `count` (n). The window's place and its
-    five prefixes are kept in registers between turns: the loop of `sum_window_batch`, at twice its speed."""
+    `out` (6, n): vwap, volume, dollar volume, buy ratio, tfi, realised variance; `count` (n). The window's place and
+    its prefixes are kept in registers between turns: the loop of `sum_window_batch`, at twice its speed."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     t, x, fresh, signs = rows.t, rows.x, rows.fresh, rows.count
     width, head, cur, prev = w["width"], w["head"], w["cur"], w["prev"]
