@@ -20,7 +20,8 @@ from daedalus_etl.core.errors import (
     TimeUnitError,
 )
 from daedalus_etl.core.filters import FilterSpec
-from daedalus_etl.storage.contract import LEVELS, UTC_US, bad_row_rules, check_units, split_bad
+from daedalus_etl.core.levels import LEVELS
+from daedalus_etl.storage.contract import UTC_US, bad_row_rules, check_units, split_bad
 from daedalus_etl.storage.dataset import locate_row, reading, scan, scan_partition
 from daedalus_etl.storage.partitions import Partition, decode_value, discover, encode_value
 

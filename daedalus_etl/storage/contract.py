@@ -12,16 +12,16 @@ from operator import and_, or_
 import polars as pl
 
 # %% auto #0
-__all__ = ['UTC_US', 'LEVELS', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'EXACT_INT', 'Way', 'ALIASES', 'FIRST_TIME', 'PER_SECOND',
-           'Column', 'Contract', 'contract_for', 'Cast', 'parse_number', 'to_levels', 'missing_column', 'check_schema',
-           'time_limits', 'BadRule', 'bad_row_rules', 'split_bad', 'check_units']
+__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
+           'contract_for', 'Cast', 'missing_column', 'check_schema', 'time_limits', 'BadRule', 'bad_row_rules',
+           'split_bad', 'check_units']
 
-# %% ../../nbs/10_storage/01_contract.ipynb #81a4d954
+# %% ../../nbs/10_storage/01_contract.ipynb #e635235c
 from ..core.errors import SchemaError, TimeUnitError, did_you_mean
+from ..core.levels import EXACT_INT, LEVELS, SMALL_INTS, TEXT_TYPES, Way, to_float, to_levels
 
-# %% ../../nbs/10_storage/01_contract.ipynb #558dc306
+# %% ../../nbs/10_storage/01_contract.ipynb #da90482a
 UTC_US = pl.Datetime("us", "UTC")
-LEVELS = pl.List(pl.Struct({"price": pl.Float64, "size": pl.Float64}))  # one side of a book, best first
 
 @dataclass(frozen=True)
 class Column:
@@ -82,9 +82,7 @@ def contract_for(channel: str | Contract, clock: str = "capture_ts") -> Contract
         raise SchemaError(f"clock {clock!r}", expected="capture_ts or timestamp")
     return replace(contract, clock=clock)
 
-# %% ../../nbs/10_storage/01_contract.ipynb #194b2ddd
-EXACT_INT = 2**53  # largest magnitude up to which every integer is a Float64
-
+# %% ../../nbs/10_storage/01_contract.ipynb #8802f9d8
 @dataclass(frozen=True)
 class Cast:
     "How a column becomes its declared type: the expression, and a test over the source that must be true (or None)."
@@ -94,23 +92,8 @@ class Cast:
     expr: pl.Expr
     lossless: pl.Expr | None = None
 
-Way = tuple[pl.Expr, pl.Expr | None] | None  # expression and test; None: there is no lossless way
-_SMALL_INTS = (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32)
-_TEXT = (pl.String, pl.Categorical, pl.Enum)
-
-def parse_number(text: pl.Expr) -> pl.Expr:
-    "Text to Float64: empty is null, what is no number becomes NaN, which the row rules then find."
-    number = text.cast(pl.String).cast(pl.Float64, strict=False)
-    return pl.when(number.is_null() & (text.cast(pl.String) != "")).then(float("nan")).otherwise(number)
-
-def _to_float(c: pl.Expr, found: pl.DataType) -> Way:
-    if found in _TEXT: return parse_number(c), None
-    if found in (pl.Int64, pl.UInt64): return c.cast(pl.Float64), c.is_between(-EXACT_INT, EXACT_INT).all()
-    exact = found in (*_SMALL_INTS, pl.Float32, pl.Null) or isinstance(found, pl.Decimal)
-    return (c.cast(pl.Float64), None) if exact else None
-
 def _to_int(c: pl.Expr, found: pl.DataType) -> Way:
-    if found in _SMALL_INTS or found == pl.Null: return c.cast(pl.Int64), None
+    if found in SMALL_INTS or found == pl.Null: return c.cast(pl.Int64), None
     if found == pl.UInt64: return c.cast(pl.Int64, strict=False), (c <= 2**63 - 1).all()
     if found in (pl.Float64, pl.Float32):
         return c.cast(pl.Int64, strict=False), ((c == c.floor()) & (c.abs() <= EXACT_INT)).all()
@@ -118,7 +101,7 @@ def _to_int(c: pl.Expr, found: pl.DataType) -> Way:
     return None
 
 def _to_string(c: pl.Expr, found: pl.DataType) -> Way:
-    if found in _TEXT or found == pl.Null: return c.cast(pl.String), None
+    if found in TEXT_TYPES or found == pl.Null: return c.cast(pl.String), None
     # an id may be stored as a number; a symbol may not: 007 would have become 7 long before
     if found.is_integer() and c.meta.output_name() == "trade_id": return c.cast(pl.String), None
     return None
@@ -129,27 +112,7 @@ def _to_time(c: pl.Expr, found: pl.DataType) -> Way:
     whole = (c.to_physical() % 1000 == 0).all() if found.time_unit == "ns" else None
     return c.dt.convert_time_zone("UTC").dt.cast_time_unit("us"), whole
 
-# %% ../../nbs/10_storage/01_contract.ipynb #5586b3be
-def to_levels(c: pl.Expr, found: pl.DataType) -> Way:
-    "How a book's side of type `found` becomes a list of {price, size}; None if it cannot."
-    if found == pl.Null or found == pl.List(pl.Null): return c.cast(LEVELS), None
-    if not isinstance(found, (pl.List, pl.Array)): return None
-    if isinstance(found, pl.Array): c = c.arr.to_list()
-    inner, level = found.inner, pl.element()
-    if isinstance(inner, pl.Struct):
-        types = {f.name: f.dtype for f in inner.fields}
-        if not {"price", "size"} <= set(types): return None
-        sides = [(n, level.struct.field(n), types[n]) for n in ("price", "size")]
-    elif isinstance(inner, pl.List):
-        sides = [(n, level.list.get(i, null_on_oob=True), inner.inner) for i, n in enumerate(("price", "size"))]
-    elif isinstance(inner, pl.Array) and inner.size >= 2:
-        sides = [(n, level.arr.get(i), inner.inner) for i, n in enumerate(("price", "size"))]
-    else: return None
-    numbers = [(n, _to_float(e, t) if t != pl.Float64 else (e, None)) for n, e, t in sides]
-    if any(cast is None for _, cast in numbers): return None
-    return c.list.eval(pl.struct(**{n: cast[0] for n, cast in numbers})), None
-
-# %% ../../nbs/10_storage/01_contract.ipynb #4f8c803c
+# %% ../../nbs/10_storage/01_contract.ipynb #5453df08
 ALIASES = {
     "amount": ("qty", "quantity", "size", "volume", "base_amount"), "price": ("px", "rate", "trade_price"),
     "side": ("taker_side", "aggressor", "is_buyer_maker", "direction"),
@@ -169,7 +132,7 @@ def missing_column(name: str, expected: pl.DataType, present: Collection[str], f
 def _how(name: str, found: pl.DataType, expected: pl.DataType) -> Way:
     c = pl.col(name)
     if expected == LEVELS: return to_levels(c, found)
-    if expected == pl.Float64: return _to_float(c, found)
+    if expected == pl.Float64: return to_float(c, found)
     if expected == pl.Int64: return _to_int(c, found)
     if expected == pl.String: return _to_string(c, found)
     return _to_time(c, found) if expected == UTC_US else None
@@ -230,7 +193,7 @@ def _time(column: str, now: datetime | None, *, null_is_bad: bool) -> BadRule:
     if null_is_bad: clean = clean & (c.null_count() == 0)
     return BadRule(~c.is_between(low, high).fill_null(not null_is_bad), clean)
 
-# %% ../../nbs/10_storage/01_contract.ipynb #a5045996
+# %% ../../nbs/10_storage/01_contract.ipynb #bd839c3a
 def _levels(column: str, *, price: bool) -> BadRule:
     "Levels whose price is not finite and positive or, with `price=False`, whose size is null, not finite or negative."
     c = pl.col(column).explode().struct.field("price" if price else "size")
@@ -252,7 +215,8 @@ def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: C
     if contract.channel == "trades":
         prices, sizes = [_number("price", ">0", null_is_bad=True)], [_number("amount", ">=0", null_is_bad=True)]
     elif contract.channel == "orderbook":
-        prices, sizes = ([_levels(s, price=p) for s in ("bids", "asks")] for p in (True, False))
+        sides = [s for s in ("bids", "asks") if s in have]
+        prices, sizes = ([_levels(s, price=p) for s in sides] for p in (True, False))
     elif contract.channel == "ticker":
         prices = [_number(c, "any", null_is_bad=False) for c in ("bid", "ask")]
         sizes = [_number(c, ">=0", null_is_bad=False) for c in ("bid_volume", "ask_volume") if c in have]

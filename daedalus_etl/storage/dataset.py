@@ -18,13 +18,13 @@ import polars as pl
 # %% auto #0
 __all__ = ['PEEK_LINES', 'Extra', 'STREAM_KEYS', 'parquet_schema', 'scan_partition', 'reading', 'locate_row', 'scan']
 
-# %% ../../nbs/10_storage/02_dataset.ipynb #db44418b
+# %% ../../nbs/10_storage/02_dataset.ipynb #4c1e0ddc
 from ..core.enums import DataFormat
 from ..core.errors import ConflictError, CorruptFileError, DaedalusError, PartitionError
 from ..core.errors import SchemaError, TransformError, did_you_mean
 from ..core.filters import FilterSpec, sanitize_symbol
-from .contract import LEVELS, UTC_US, Cast, Contract, check_schema, contract_for
-from .contract import missing_column, parse_number, to_levels
+from ..core.levels import LEVELS, parse_number, to_levels
+from .contract import UTC_US, Cast, Contract, check_schema, contract_for, missing_column
 from .partitions import SUFFIXES, TIME_KEYS, FileInfo, PartitionFiles, discover
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #5be961a4
