@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 # %% auto #0
-__all__ = ['US', 'STAMP', 'WINDOW', 'Rows', 'Window', 'STEP', 'kernels_stamp', 'jit', 'room', 'suffix_sums', 'must_turn',
+__all__ = ['US', 'STAMP', 'WINDOW', 'Rows', 'Window', 'STEP', 'kernels_stamp', 'jit', 'room', 'suffix_sums', 'must_turn', 'turn',
            'sum_window_turn', 'sum_window_take', 'window_sum', 'sum_window_batch', 'new_window', 'blend',
            'merge_moments', 'merge_row', 'merge_all', 'suffix_moments', 'held_window_turn', 'held_window_take',
            'window_moments', 'held_window_batch', 'Tape', 'step', 'return_batch', 'step_batch']
@@ -63,23 +63,24 @@ def suffix_sums(suffix, x, lo, hi):
             suffix[i - lo, k] = total
     return suffix
 
-# %% ../../nbs/20_features/00_streaming.ipynb #2a8bc35f
+# %% ../../nbs/20_features/00_streaming.ipynb #ed5b55fd
 @jit
 def must_turn(w, rows, i):
     "Whether row `i` begins a new block, or a new segment."
     return rows.fresh[i] != 0 or rows.t[i] // w["width"] != w["block"]
 
 @jit
+def turn(w, i, block, fresh):
+    "Let `block` begin at row `i`; returns the first row before it that a window can still see, `i` if there is none."
+    w["prev"] = i if fresh or block > w["block"] + 1 else w["cur"]
+    w["head"], w["cur"], w["block"] = w["prev"], i, block
+    return w["prev"]
+
+@jit
 def sum_window_turn(w, acc, suffix, rows, i):
     "Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow."
-    block = rows.t[i] // w["width"]
-    if rows.fresh[i] or block > w["block"] + 1: w["prev"] = i
-    else:
-        suffix = suffix_sums(suffix, rows.x, w["cur"], i)
-        w["prev"] = w["cur"]
-    w["head"], w["cur"], w["block"] = w["prev"], i, block
     acc[:] = 0.0
-    return suffix
+    return suffix_sums(suffix, rows.x, turn(w, i, rows.t[i] // w["width"], rows.fresh[i] != 0), i)
 
 @jit
 def sum_window_take(w, acc, rows, i):
@@ -141,7 +142,7 @@ def merge_all(a, b):
     "Merge the triples of `b` into those of `a`."
     for k in range(0, a.size, 3): merge_moments(a, k, b[k], b[k + 1], b[k + 2])
 
-# %% ../../nbs/20_features/00_streaming.ipynb #e16d1f55
+# %% ../../nbs/20_features/00_streaming.ipynb #f57e51cd
 @jit
 def suffix_moments(suffix, rows, lo, hi):
     "Triples of the holding times that begin in rows [i, hi) for each i of [lo, hi), merged from the end."
@@ -156,14 +157,8 @@ def suffix_moments(suffix, rows, lo, hi):
 @jit
 def held_window_turn(w, acc, suffix, rows, i):
     "Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow."
-    block = rows.t[i] // w["width"]
-    if rows.fresh[i] or block > w["block"] + 1: w["prev"] = i
-    else:
-        suffix = suffix_moments(suffix, rows, w["cur"], i)
-        w["prev"] = w["cur"]
-    w["head"], w["cur"], w["block"] = w["prev"], i, block
     acc[:] = 0.0
-    return suffix
+    return suffix_moments(suffix, rows, turn(w, i, rows.t[i] // w["width"], rows.fresh[i] != 0), i)
 
 @jit
 def held_window_take(w, acc, rows, i):
