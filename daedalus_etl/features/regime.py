@@ -156,7 +156,7 @@ def rank_batch(ranks, tail, width, rows, lo, hi, spread, bps, limits, percentile
         below, equal = take_in(ranks, rows.count[i, 0])
         percentile[j] = (below + 0.5 * equal) / ranks.count[0]
         regime[j] = regime_of(percentile[j] if limits.dynamic else bps[j], limits)
-        x[i, TIGHT], x[i, WIDE] = float(regime[j] == 0), float(regime[j] == 2)
+        x[i, TIGHT], x[i, WIDE] = 1.0 if regime[j] == 0 else 0.0, 1.0 if regime[j] == 2 else 0.0
     return ranks, tail
 
 @jit
