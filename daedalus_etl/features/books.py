@@ -12,16 +12,23 @@ from ..core.levels import LEVELS
 from .streaming import jit
 
 # %% auto #0
-__all__ = ['Side', 'BOOK_STATES', 'OK', 'LOCKED', 'CROSSED', 'ONE_SIDED', 'EMPTY', 'UNSORTED', 'BookState', 'TOP', 'sides',
-           'side_fault', 'book_faults', 'load_side', 'book_state', 'as_enum', 'top_step', 'distances', 'check_depth']
+__all__ = ['Side', 'FAULTS', 'BOOK_STATES', 'OK', 'LOCKED', 'CROSSED', 'ONE_SIDED', 'EMPTY', 'UNSORTED', 'BookState', 'TOP',
+           'read_only', 'sides', 'side_fault', 'book_faults', 'check_book_values', 'load_side', 'book_state',
+           'top_step', 'distances', 'check_depth']
 
 # %% ../../nbs/20_features/05_books.ipynb #7f5ef00a
 #: one side of n books: prices (quote) and sizes (base) of all levels, and n + 1 offsets (int64) of the rows in them
 Side = namedtuple("Side", "price size offset")
 
 def _values(child) -> np.ndarray:
-    "A child array as float64, without a copy where it has no nulls; nulls as NaN."
-    return np.ascontiguousarray(child.to_numpy(zero_copy_only=False), np.float64)
+    "A child array as read-only float64, without a copy where it has no nulls; nulls as NaN."
+    return read_only(child.to_numpy(zero_copy_only=False), np.float64)
+
+def read_only(values, dtype) -> np.ndarray:
+    "`values` as a contiguous array that kernels may only read: one type for borrowed and for own memory."
+    array = np.ascontiguousarray(values, dtype).view()
+    array.flags.writeable = False
+    return array
 
 def sides(frame: pl.DataFrame, names: tuple[str, str] = ("bids", "asks")) -> tuple[Side, Side]:
     "Bids and asks of `frame` (columns of `LEVELS`, in one chunk each); a row without a list counts as empty."
@@ -32,7 +39,7 @@ def _side(column: pl.Series) -> Side:
     if column.null_count(): column = column.fill_null([])
     lists = column.to_arrow()
     values = lists.values
-    return Side(_values(values.field(0)), _values(values.field(1)), np.asarray(lists.offsets.to_numpy(), np.int64))
+    return Side(_values(values.field(0)), _values(values.field(1)), read_only(lists.offsets.to_numpy(), np.int64))
 
 # %% ../../nbs/20_features/05_books.ipynb #6f501b27
 @jit
@@ -55,6 +62,17 @@ def book_faults(bids, asks, fault):
         fault[i] = min(a, b) if a and b else max(a, b)
         bad += fault[i] != 0
     return bad
+
+# %% ../../nbs/20_features/05_books.ipynb #ff47ac55
+FAULTS = ("", "bad_price", "bad_size")
+
+def check_book_values(bids: Side, asks: Side) -> None:
+    "`BadDataError` if a price is not finite and above 0, or a size not finite and 0 or more."
+    fault = np.empty(bids.offset.size - 1, np.int8)
+    if not book_faults(bids, asks, fault): return
+    row = int(fault.astype(bool).argmax())
+    raise BadDataError(f"{FAULTS[fault[row]]} in a level", column="bids, asks", row=row,
+                       expected="prices above 0 and sizes of 0 or more, all finite", fix="Remove such rows.")
 
 # %% ../../nbs/20_features/05_books.ipynb #b6ef24ef
 BOOK_STATES = ("ok", "locked", "crossed", "one_sided", "empty", "unsorted")
@@ -81,12 +99,6 @@ def book_state(pb, nb, pa, na):
         if not pa[k] > pa[k - 1]: return UNSORTED
     if pb[0] < pa[0]: return OK
     return LOCKED if pb[0] == pa[0] else CROSSED
-
-def as_enum(codes: np.ndarray, dtype: pl.Enum) -> pl.Series:
-    "Indices into the categories of `dtype` (uint8; 255 for undefined) as a column of that type."
-    column = pl.Series(codes)
-    if codes.size and codes.max() == 255: column = column.to_frame("c").select(pl.when(pl.col("c") < 255).then("c")).to_series()
-    return column.cat.to(dtype)
 
 # %% ../../nbs/20_features/05_books.ipynb #1b029da6
 TOP = ("best_bid", "best_ask", "mid_price", "spread", "relative_spread", "spread_bps", "microprice", "micro_minus_mid",

@@ -19,12 +19,12 @@ from daedalus_etl.features.streaming import (
     sum_window_turn)
 
 # %% auto #0
-__all__ = ['declare_common', 'calendar', 'clock_array', 'check_values', 'column_memory', 'release_unused', 'replay', 'Processor',
-           'count_signs']
+__all__ = ['declare_segment', 'declare_common', 'calendar', 'clock_array', 'check_values', 'column_memory', 'release_unused',
+           'start_step', 'record_state', 'restore_record', 'replay', 'Processor', 'count_signs', 'as_enum', 'column']
 
-# %% ../../nbs/20_features/02_processor.ipynb #b749a654
-def declare_common(channel: str) -> None:
-    "Declare the columns that all channels share: segment and calendar."
+# %% ../../nbs/20_features/02_processor.ipynb #bf69c1b3
+def declare_segment(channel: str) -> None:
+    "Declare the segment's columns, which are always written."
     rows = dict(channel=channel, category=FeatureCategory.STRUCTURAL, inputs=())
     declare(
         Column(
@@ -32,7 +32,13 @@ def declare_common(channel: str) -> None:
             formula="clock of the segment's first row, epoch microseconds", lo=0, **rows),
         Column(
             name="segment_age_s", unit="s", always=True, formula="clock less the clock of the segment's first row",
-            lo=0, **rows),
+            lo=0, **rows))
+
+def declare_common(channel: str) -> None:
+    "Declare what channels of single events share: segment and calendar."
+    declare_segment(channel)
+    rows = dict(channel=channel, category=FeatureCategory.STRUCTURAL, inputs=())
+    declare(
         Column(name="hour", unit="h", dtype=pl.Int8, formula="UTC hour of the clock", lo=0, hi=23, **rows),
         Column(
             name="day_of_week", unit="day", dtype=pl.Int8, formula="ISO weekday of the clock, Monday 1", lo=1, hi=7,
@@ -45,7 +51,7 @@ def calendar(t: np.ndarray) -> dict[str, pl.Series]:
     weekday = clock.dt.weekday()
     return {"hour": clock.dt.hour(), "day_of_week": weekday, "is_weekend": weekday >= 6}
 
-# %% ../../nbs/20_features/02_processor.ipynb #e08aaf1f
+# %% ../../nbs/20_features/02_processor.ipynb #061437f9
 def clock_array(frame: pl.DataFrame, clock: str) -> np.ndarray:
     "The clock of the rows (int64 us); `BadDataError` where it is null."
     t = frame.select(clock_us(clock)).to_series()
@@ -74,7 +80,21 @@ def release_unused() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # glibc has it, others do without
     if trim is not None: trim(0)
 
-# %% ../../nbs/20_features/02_processor.ipynb #ac6c2c90
+# %% ../../nbs/20_features/02_processor.ipynb #f822472e
+def start_step() -> np.ndarray:
+    "The record `STEP` (1) before the first row."
+    step = np.zeros(1, STEP)
+    step["value"] = np.nan
+    return step
+
+def record_state(rec: np.ndarray) -> dict:
+    "The fields of a record (1) as scalars."
+    return {k: rec[k][0].item() for k in rec.dtype.names}
+
+def restore_record(rec: np.ndarray, state: dict) -> None:
+    "Set the fields of `rec` from `record_state`."
+    for k in rec.dtype.names: rec[k] = state[k]
+
 @jit
 def replay(rec, acc, suffix, rows, n, held):
     "Take rows 0 .. n of the tape into a window without output; `held`: a time-weighted one. Returns the suffix array."
@@ -97,8 +117,7 @@ class Processor:
     def __init__(self, config: FeatureConfig, columns: Iterable[Column], state: dict | None = None):
         self.config, self.columns = config, list(columns)
         self.wanted = {c.name for c in self.columns}
-        self.step = np.zeros(1, STEP)
-        self.step["value"] = np.nan
+        self.step = start_step()
         self.tape = Tape(max(config.rolling_windows, default=0), len(self.values), 3)
         n = len(self.values) * (3 if self.held else 1)
         widths = sorted({c.param for c in self.columns if c.per == "rolling_windows"})
@@ -110,7 +129,7 @@ class Processor:
         t = clock_array(frame, self.config.clock)
         if t.size == 0: return frame.with_columns(**{k: pl.lit(None, d) for k, d in self.schema().items()})
         made = self._compute(t, frame)
-        series = [_series(name, made[name], dtype) for name, dtype in self.schema().items()]
+        series = [column(name, made[name], dtype) for name, dtype in self.schema().items()]
         return frame.with_columns(series)
 
     def schema(self) -> dict[str, pl.DataType]:
@@ -139,11 +158,11 @@ class Processor:
         first = self.tape.first_visible()
         rows = [a[first:self.tape.end] for a in self.tape.rows]
         values = {f"tape_{v}": rows[1][:, k].copy() for k, v in enumerate(self.values)}
-        step = {k: self.step[k][0].item() for k in STEP.names}
+        step = record_state(self.step)
         return dict(step, tape_t=rows[0].copy(), tape_sign=rows[3][:, 2].astype(np.int8), **values)
 
     def _restore(self, state: dict) -> None:
-        for k in STEP.names: self.step[k] = state[k]
+        restore_record(self.step, state)
         n = state["tape_t"].size
         if n == 0: return
         self.tape.extend(n, [])
@@ -153,7 +172,7 @@ class Processor:
         count_signs(rows.count, 0, state["tape_sign"])
         for w, win in self.windows.items(): self.windows[w] = win._replace(suffix=replay(*win, rows, n, self.held))
 
-# %% ../../nbs/20_features/02_processor.ipynb #2dc1ec25
+# %% ../../nbs/20_features/02_processor.ipynb #5b38b90a
 @jit
 def count_signs(count, lo, sign):
     "Fill `count[lo:]` with buys before the row, known sides before the row, and the row's own sign (0 for unknown)."
@@ -163,7 +182,15 @@ def count_signs(count, lo, sign):
         count[i, 1] = count[i - 1, 1] + (count[i - 1, 2] != 0) if i > 0 else 0
         count[i, 2] = sign[j]
 
-def _series(name: str, values, dtype) -> pl.Series:
+def as_enum(codes: np.ndarray, dtype: pl.Enum) -> pl.Series:
+    "Indices into the categories of `dtype` (uint8; 255 for undefined) as a column of that type."
+    column = pl.Series("code", codes)
+    known = pl.when(pl.col("code") < 255).then("code")
+    if codes.size and codes.max() == 255: column = column.to_frame().select(known).to_series()
+    return column.cat.to(dtype)
+
+def column(name: str, values, dtype) -> pl.Series:
     "A column from an array, NaN as null, without copying where nothing is undefined."
+    if isinstance(dtype, pl.Enum): return as_enum(values, dtype).alias(name)
     made = values if isinstance(values, pl.Series) else pl.Series(name, values, nan_to_null=True)
     return (made if made.dtype == dtype else made.cast(dtype)).alias(name)

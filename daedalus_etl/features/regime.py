@@ -8,7 +8,7 @@ import math
 from collections import namedtuple
 import numpy as np
 import polars as pl
-from .streaming import Window, jit, new_window, room, turn
+from .streaming import jit, room, turn
 from .volatility import SPREAD, TIGHT, WIDE
 
 # %% auto #0

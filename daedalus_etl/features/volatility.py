@@ -5,12 +5,12 @@
 # %% ../../nbs/20_features/12_volatility.ipynb #06ea835c
 from __future__ import annotations
 import numpy as np
-from .streaming import Window, jit, new_window, room, turn
+from .streaming import jit, room, turn
 
 # %% auto #0
 __all__ = ['BOOK_VALUES', 'OFI', 'MLOFI', 'RETURN', 'SPREAD', 'BID_SLOPE', 'ASK_SLOPE', 'COG', 'DEPTH', 'TIGHT', 'WIDE', 'ROLLED',
            'ACCUMULATORS', 'add_value', 'joined', 'roll_suffix', 'roll_window_batch', 'moment_suffix',
-           'moment_window_batch', 'moment_window']
+           'moment_window_batch']
 
 # %% ../../nbs/20_features/12_volatility.ipynb #61b9935f
 BOOK_VALUES = ("ofi", "mlofi", "log_return", "relative_spread", "bid_slope", "ask_slope", "cog", "depth", "tight", "wide")
@@ -142,7 +142,3 @@ def moment_window_batch(win, rows, first, lo, hi, out):
             out[2 * k + 1, j] = np.sqrt(m2 / (n - 1.0)) if good and n > 1.0 else np.nan
     w["head"] = head
     return suffix
-
-def moment_window(width_s: int, k: int) -> Window:
-    "An empty window over `k` values."
-    return new_window(width_s, 3 * k)
