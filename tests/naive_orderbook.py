@@ -426,13 +426,19 @@ def mid_before(mids, edge):
     return mids[1][i - 1] if i else None
 
 
-def kyle(flow, mids, t, cfg):
-    "OLS over the intervals [start, end) with t - window < end <= t of which both mids are in the segment."
+def kyle_points(flow, mids, t, cfg):
+    "[(flow, return)] of the intervals [start, end) with t - window < end <= t of which both mids are in the segment."
     step, points = round(cfg.kyle_interval_s * SECOND), []
     for end in range(t // step * step, t - round(cfg.kyle_lambda_window * SECOND), -step):
         first, last = mid_before(mids, end - step), mid_before(mids, end)
         if first is None: break                                         # all earlier ones have no mid either
         points.append((flow.get(end - step, 0.0), math.log(last) - math.log(first)))
+    return points
+
+
+def kyle(flow, mids, t, cfg):
+    "OLS of return on flow."
+    points = kyle_points(flow, mids, t, cfg)
     return dict(zip(("kyle_lambda", "kyle_lambda_r2", "kyle_lambda_n"), ols(points)))
 
 

@@ -54,7 +54,8 @@ def frame(channel, rows) -> pl.DataFrame:
 
 def silver(channel, rows, cfg, states=None, notes=None) -> pl.DataFrame:
     rows = rows if isinstance(rows, pl.DataFrame) else frame(channel, rows)
-    return feature_frame(channel, rows.lazy(), cfg, states, notes=notes).collect()
+    context = None if notes is None else TransformContext(notes=notes)
+    return feature_frame(channel, rows.lazy(), cfg, states, context=context).collect()
 
 
 def ordered(channel, rows, clock="capture_ts"):

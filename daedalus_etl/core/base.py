@@ -22,13 +22,14 @@ if TYPE_CHECKING: import polars as pl
 # %% auto #0
 __all__ = ['Notes', 'TransformContext', 'BaseTransform', 'code_hash', 'StatefulTransform']
 
-# %% ../../nbs/00_core/09_base.ipynb #77b1d3e8
+# %% ../../nbs/00_core/09_base.ipynb #8a92e43c
 @dataclass
 class Notes:
     "What a transform noticed about the rows of one unit: counts for the report, rows for the quarantine."
     duplicates: int = 0                                          # repeated rows that were dropped
     disordered: int = 0                                          # rows that stood behind a later one and were sorted
     quarantined: list = field(default_factory=list)              # frames with `reason`, `row` and the original values
+    beside: dict = field(default_factory=dict)                   # notes about the rows of further inputs, by name
 
 @dataclass(frozen=True)
 class TransformContext:
@@ -45,10 +46,12 @@ class TransformContext:
     dry_run: bool = False
     notes: Notes = field(default_factory=Notes)
 
-# %% ../../nbs/00_core/09_base.ipynb #ef9f42d5
+# %% ../../nbs/00_core/09_base.ipynb #0150d118
 class BaseTransform(ABC):
     "A declared function from named LazyFrames to named LazyFrames."
     parameters: ClassVar[tuple[str, ...] | None] = None   # fields of FeatureConfig that outputs depend on; None: all
+    gathered: ClassVar[tuple[str, ...]] = ()              # inputs of which a unit also gets what lies between its partitions
+    checks_levels: ClassVar[bool] = False                 # `transform` sets books with bad levels aside by itself
 
     def __init__(self, config: TransformConfig):
         self.config = config

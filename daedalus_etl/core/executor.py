@@ -163,7 +163,7 @@ class Chain:
         c = self.transform.config.inputs[name]
         for pf in files: yield scan_partition(pf, contract_of(c, self.features.clock), c.format, c.extra)
 
-# %% ../../nbs/40_run/03_executor.ipynb #9f111ea2
+# %% ../../nbs/40_run/03_executor.ipynb #8cecf4f0
 class TransformExecutor:
     "Runs transforms over partitions: `execute` computes what is not up to date, `plan` tells what that would be."
 
@@ -196,7 +196,8 @@ class TransformExecutor:
         run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start,
                   Path(state_path) if state_path else None, limit_rows, dry_run)
         ahead = transform.lookahead_s(self.feature_config)
-        chains = [Chain(run, units) for units in find_units(transform.config, filter_spec, lookahead_s=ahead)]
+        units = find_units(transform.config, filter_spec, lookahead_s=ahead, gathered=transform.gathered)
+        chains = [Chain(run, u) for u in units]
         report = RunReport(transform.config.name, execution_id, dry_run, _folders(chains))
         context = TransformContext(
             feature_config=self.feature_config, execution_id=execution_id, filter_spec=filter_spec,

@@ -11,14 +11,16 @@ import polars as pl
 from ..core.catalog import Column, declare
 from ..core.config import FeatureConfig
 from ..core.enums import FeatureCategory
-from .processor import clock_array, record_state, restore_record, start_step
+from ..core.errors import SchemaError
+from .processor import check_values, clock_array, record_state, restore_record, start_step
 from .streaming import US, blend, jit, return_batch
 from .ticker import QUOTES, quote_arrays, quote_batch
 from .trades import check_trades, side_sign
 
 # %% auto #0
-__all__ = ['TRADE_BAR', 'QUOTE_BAR', 'YEAR_S', 'ZERO', 'open_bar', 'price_step', 'trade_bar_batch', 'hold', 'settle',
-           'quote_bar_batch', 'bar_frame', 'BarsProcessor', 'fill_empty_bars']
+__all__ = ['TRADE_BAR', 'QUOTE_BAR', 'BOOK_MEANS', 'BOOK_SUMS', 'BOOK_ROW', 'BOOK_BAR', 'YEAR_S', 'BARS', 'ZERO', 'open_bar',
+           'price_step', 'trade_bar_batch', 'hold', 'lasting', 'settle', 'quote_bar_batch', 'hold_book', 'take_book',
+           'book_bar_batch', 'check_book_row', 'book_arrays', 'bar_frame', 'BarsProcessor', 'fill_empty_bars']
 
 # %% ../../nbs/20_features/19_bars.ipynb #0fd02ed5
 _PRICE = [(k, "f8") for k in ("open", "high", "low", "close", "r2")] + [(k, "i8") for k in ("start", "n", "returns")]
@@ -72,7 +74,7 @@ def trade_bar_batch(bar, width, t, trades, sign, log_return, out):
             s["sells"] += 1
     return closed
 
-# %% ../../nbs/20_features/19_bars.ipynb #140a62d5
+# %% ../../nbs/20_features/19_bars.ipynb #4ba6c615
 @jit
 def hold(s, w):
     "Let the last quote of the open bar hold for `w` us; a quote without a spread takes no time."
@@ -82,9 +84,14 @@ def hold(s, w):
     s["held"] += w
 
 @jit
+def lasting(s, width, gap, until):
+    "For how long the last row of the open bar holds: until `until`, the bar's end, or its clock + gap (all us)."
+    return min(until, s["start"] + width, s["t"] + gap) - s["t"]
+
+@jit
 def settle(s, width, gap, until):
     "Let the last quote hold until `until`, the bar's end, or its clock + gap (all us)."
-    hold(s, min(until, s["start"] + width, s["t"] + gap) - s["t"])
+    hold(s, lasting(s, width, gap, until))
 
 @jit
 def quote_bar_batch(bar, width, gap, t, quotes, step, out):
@@ -110,7 +117,88 @@ def quote_bar_batch(bar, width, gap, t, quotes, step, out):
             s["own_spread"], s["own_relative"] = spread, quotes[2, i]
     return closed
 
-# %% ../../nbs/20_features/19_bars.ipynb #cc7c3673
+# %% ../../nbs/20_features/19_bars.ipynb #cff4910e
+#: the means of a bar: source in silver, unit, bounds
+BOOK_MEANS = {
+    "mean_spread": ("spread", "quote", 0, None), "mean_relative_spread": ("relative_spread", "1", 0, 2),
+    "mean_microprice": ("microprice", "quote", 0, None),
+    "mean_micro_minus_mid": ("micro_minus_mid", "quote", None, None),
+    "mean_l1_imbalance": ("imbalance_L1", "1", -1, 1), "mean_total_imbalance": ("total_imbalance", "1", -1, 1),
+    "mean_bid_depth": ("total_bid_depth", "base", 0, None), "mean_ask_depth": ("total_ask_depth", "base", 0, None),
+    "mean_smart_depth_imbalance": ("smart_depth_imbalance", "1", -1, 1)}
+#: the sums of a bar (base): source in silver, citation
+BOOK_SUMS = {
+    "sum_ofi": ("ofi", "Cont, Kukanov, Stoikov 2014"), "sum_mlofi": ("mlofi", "Xu, Gould, Howison 2018")}
+#: the columns of a silver row that its bars are made of, in the order of the kernel's input
+BOOK_ROW = ("mid_price", *(source for source, *_ in (BOOK_MEANS | BOOK_SUMS).values()))
+#: the open bar of books: of each mean the us so far, the mean, the last row's value and the last defined one; flows
+BOOK_BAR = np.dtype(
+    _PRICE + [("t", "i8")] + [(k, "f8", (len(BOOK_MEANS),)) for k in ("held", "mean", "last", "own")]
+    + [("flow", "f8", (len(BOOK_SUMS),)), ("flows", "i8", (len(BOOK_SUMS),))])
+
+@jit
+def hold_book(s, w):
+    "Let the last book of the open bar hold for `w` us; an undefined value takes no time of its mean."
+    if w <= 0: return
+    held, mean, last = s["held"], s["mean"], s["last"]
+    for k in range(last.size):
+        if last[k] == last[k]:
+            mean[k] = blend(mean[k], held[k], last[k], w)
+            held[k] += w
+
+@jit
+def take_book(s, t, books, i):
+    "Make row `i` of `books` (mid, held values, flows: 12, n) with clock `t` (us) the last one of the open bar."
+    s["t"], last, own, flow, flows = t, s["last"], s["own"], s["flow"], s["flows"]
+    for k in range(last.size):
+        last[k] = books[1 + k, i]
+        if last[k] == last[k]: own[k] = last[k]
+    for k in range(flow.size):
+        value = books[1 + last.size + k, i]
+        if value == value:
+            flow[k] += value
+            flows[k] += 1
+
+# %% ../../nbs/20_features/19_bars.ipynb #506f825f
+@jit
+def book_bar_batch(bar, width, gap, t, books, step, out):
+    "Take `books` (columns of `BOOK_ROW`: 12, n), `step` (fresh, log return: 2, n) into `bar` (1); closed go to `out`."
+    s, closed = bar[0], 0
+    for i in range(t.size):
+        if s["n"] > 0: hold_book(s, lasting(s, width, gap, t[i]))
+        if s["n"] == 0 or t[i] >= s["start"] + width:
+            if s["n"] > 0:
+                out[closed] = s
+                closed += 1
+            carried = s["n"] > 0 and step[0, i] == 0.0
+            open_bar(s, t[i] // width * width)
+            s["held"][:] = s["mean"][:] = s["flow"][:] = 0.0
+            s["own"][:], s["flows"][:] = np.nan, 0
+            if carried: hold_book(s, t[i] - s["start"])
+        price_step(s, books[0, i], step[1, i])
+        take_book(s, t[i], books, i)
+    return closed
+
+# %% ../../nbs/20_features/19_bars.ipynb #8be83ccc
+def check_book_row(names: Iterable[str]) -> None:
+    "`SchemaError` unless `names` hold the silver columns that bars of books are made of."
+    missing = ", ".join(k for k in BOOK_ROW if k not in names)
+    if missing:
+        raise SchemaError(
+            f"silver order-book rows lack {missing}, which their bars need",
+            fix=f"Make silver with features: [{missing}] besides those it has, or without a list of features and with "
+                "categories structural and dynamic; imbalance_L1 needs 1 in imbalance_levels.")
+
+def book_arrays(frame: pl.DataFrame, t: np.ndarray) -> np.ndarray:
+    "The columns of `BOOK_ROW` (12, n), NaN for null; `BadDataError` for what silver never holds."
+    check_book_row(frame.columns)
+    books = np.stack([frame[k].cast(pl.Float64).to_numpy() for k in BOOK_ROW])
+    for name, values in zip(BOOK_ROW, books, strict=True):
+        above = 0.0 if name == "mid_price" else -np.inf
+        check_values(np.where(np.isnan(values), 1.0, values), name, t, above=above)
+    return books
+
+# %% ../../nbs/20_features/19_bars.ipynb #0606f819
 YEAR_S = 31_536_000          # seconds of 365 days
 _UTC = pl.Datetime("us", "UTC")
 
@@ -157,8 +245,14 @@ _declare_bars("ticker_bars", [
     *(dict(name=f"{k}_spread", unit="quote", formula=f"{what} of the spread in the bar", lo=0) for k, what in
       (("mean", "time-weighted mean"), ("min", "least value"), ("max", "greatest value"))),
     dict(name="mean_relative_spread", unit="1", formula="time-weighted mean of relative_spread", lo=0, hi=2)])
+_declare_bars("orderbook_bars", [
+    dict(name="snapshot_count", unit="1", dtype=pl.UInt32, formula="number of books", lo=0),
+    *(dict(name=name, unit=unit, formula=f"time-weighted mean of {source}", lo=lo, hi=hi)
+      for name, (source, unit, lo, hi) in BOOK_MEANS.items()),
+    *(dict(name=name, unit="base", formula=rf"$\sum$ {source}; null if none is defined", citation=citation)
+      for name, (source, citation) in BOOK_SUMS.items())])
 
-# %% ../../nbs/20_features/19_bars.ipynb #3c5efb23
+# %% ../../nbs/20_features/19_bars.ipynb #e48b2527
 def _ratio(a: pl.Expr, b: pl.Expr) -> pl.Expr: return pl.when(b > 0).then(a / b)
 
 def _common_columns(width_s: int, complete: bool) -> list[pl.Expr]:
@@ -189,25 +283,41 @@ def _quote_columns() -> list[pl.Expr]:
         pl.when(c("max_spread").is_finite()).then("max_spread").alias("max_spread"),
         mean("mean_relative", "own_relative").alias("mean_relative_spread")]
 
-def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
-    "Columns of section Gold from bar records of `channel` (`trades` or `ticker`); undefined values are null."
-    raw = pl.DataFrame({k: pl.Series(k, np.ascontiguousarray(bars[k]), nan_to_null=True) for k in bars.dtype.names})
-    own = _trade_columns() if channel == "trades" else _quote_columns()
-    return raw.select(*_common_columns(width_s, complete), *own)
+def _book_columns() -> list[pl.Expr]:
+    def mean(k): return pl.when(pl.col(f"held_{k}") > 0).then(f"mean_{k}").otherwise(f"own_{k}")
+    return [
+        pl.col("n").cast(pl.UInt32).alias("snapshot_count"), *(mean(k).alias(n) for k, n in enumerate(BOOK_MEANS)),
+        *(pl.when(pl.col(f"flows_{k}") > 0).then(f"flow_{k}").alias(n) for k, n in enumerate(BOOK_SUMS))]
 
-# %% ../../nbs/20_features/19_bars.ipynb #270d341b
+def _fields(bars: np.ndarray) -> dict[str, np.ndarray]:
+    "The fields of bar records, those that hold several values numbered: `mean_0`, `mean_1` ..."
+    out = {k: bars[k] for k in bars.dtype.names}
+    several = {k: out.pop(k) for k, a in list(out.items()) if a.ndim > 1}
+    return out | {f"{k}_{i}": a[:, i] for k, a in several.items() for i in range(a.shape[1])}
+
+def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
+    "Columns of section Gold from bar records of `channel` (`trades`, `ticker`, `orderbook`); undefined ones are null."
+    raw = {k: pl.Series(k, np.ascontiguousarray(a), nan_to_null=True) for k, a in _fields(bars).items()}
+    own = {"trades": _trade_columns, "ticker": _quote_columns, "orderbook": _book_columns}[channel]()
+    return pl.DataFrame(raw).select(*_common_columns(width_s, complete), *own)
+
+# %% ../../nbs/20_features/19_bars.ipynb #f1e39257
+#: by channel: the record of an open bar, and what lets its last row hold for a time (a trade does not)
+BARS = {"trades": (TRADE_BAR, None), "ticker": (QUOTE_BAR, hold), "orderbook": (BOOK_BAR, hold_book)}
+
 class BarsProcessor:
-    "Time bars of one stream, for several durations at once; `channel` is `trades` or `ticker`."
+    "Time bars of one stream, for several durations at once; `channel` is `trades`, `ticker` or `orderbook` (silver)."
     def __init__(self, channel: str, config: FeatureConfig, durations: tuple[int, ...], state: dict | None = None):
         self.channel, self.config, self.durations = channel, config, tuple(durations)
         self.step = start_step()
-        self.bars = {d: np.zeros(1, TRADE_BAR if channel == "trades" else QUOTE_BAR) for d in self.durations}
+        dtype, self._hold = BARS[channel]
+        self.bars = {d: np.zeros(1, dtype) for d in self.durations}
         if state: self._restore(state)
 
     def process(self, frame: pl.DataFrame) -> dict[int, np.ndarray]:
         "Take the rows of `frame` (in order) in; returns the records of the bars that they closed, by duration."
         t = clock_array(frame, self.config.clock)
-        take = self._trades(t, frame) if self.channel == "trades" else self._quotes(t, frame)
+        take = {"trades": self._trades, "ticker": self._quotes, "orderbook": self._books}[self.channel](t, frame)
         return {d: self._closed(d, t, take) for d in self.durations}
 
     def frame(self, d: int, closed: Iterable[np.ndarray]) -> pl.DataFrame:
@@ -223,7 +333,7 @@ class BarsProcessor:
 
     def _settled(self, d: int) -> np.ndarray:
         bar = self.bars[d].copy()
-        if self.channel != "trades" and bar["n"][0]: settle(bar[0], d * US, self._gap, 2**62)
+        if self._hold and bar["n"][0]: self._hold(bar[0], lasting(bar[0], d * US, self._gap, 2**62))
         return bar
 
     @property
@@ -244,21 +354,29 @@ class BarsProcessor:
     def _quotes(self, t: np.ndarray, frame: pl.DataFrame):
         quotes = np.empty((len(QUOTES), t.size))
         quote_batch(*quote_arrays(frame, t), quotes)
-        step = np.stack(self._steps(t, quotes[0])).astype(np.float64)
+        step = np.stack(self._steps(t, quotes[0]))
         return lambda bar, width, out: quote_bar_batch(bar, width, self._gap, t, quotes[:3], step, out)
+
+    def _books(self, t: np.ndarray, frame: pl.DataFrame):
+        books = book_arrays(frame, t)
+        step = np.stack(self._steps(t, books[0]))
+        return lambda bar, width, out: book_bar_batch(bar, width, self._gap, t, books, step, out)
 
     # ---- state
     def state(self) -> dict:
-        "The last row's step and the open bars, as scalars."
-        return record_state(self.step) | {f"{k}_{d}s": bar[k][0].item() for d, bar in self.bars.items() for k in bar.dtype.names}
+        "The last row's step and the open bars, as scalars and arrays of a bar's several values."
+        def plain(value): return value.item() if value.ndim == 0 else value.copy()
+        bars = {f"{k}_{d}s": plain(bar[k][0]) for d, bar in self.bars.items() for k in bar.dtype.names}
+        return record_state(self.step) | bars
 
     def _restore(self, state: dict) -> None:
         restore_record(self.step, state)
         for d, bar in self.bars.items():
             for k in bar.dtype.names: bar[k] = state[f"{k}_{d}s"]
 
-# %% ../../nbs/20_features/19_bars.ipynb #fdb7baca
-ZERO = ("n_obs", "volume", "dollar_volume", "trade_count", "buy_volume", "sell_volume", "tick_count")
+# %% ../../nbs/20_features/19_bars.ipynb #cf9a6bc2
+ZERO = (
+    "n_obs", "volume", "dollar_volume", "trade_count", "buy_volume", "sell_volume", "tick_count", "snapshot_count")
 
 def fill_empty_bars(bars: pl.DataFrame, width_s: int, low: int | None = None, high: int | None = None) -> pl.DataFrame:
     "`bars` of one stream with rows for the empty ones between them; if given, only starts in [low, high) (us)."

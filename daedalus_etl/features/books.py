@@ -13,8 +13,8 @@ from .streaming import jit
 
 # %% auto #0
 __all__ = ['Side', 'FAULTS', 'BOOK_STATES', 'OK', 'LOCKED', 'CROSSED', 'ONE_SIDED', 'EMPTY', 'UNSORTED', 'BookState', 'TOP',
-           'read_only', 'sides', 'side_fault', 'book_faults', 'check_book_values', 'load_side', 'book_state',
-           'top_step', 'distances', 'check_depth']
+           'read_only', 'sides', 'side_fault', 'book_faults', 'check_book_values', 'same_levels', 'mark_repeats',
+           'load_side', 'book_state', 'top_step', 'distances', 'check_depth']
 
 # %% ../../nbs/20_features/05_books.ipynb #7f5ef00a
 #: one side of n books: prices (quote) and sizes (base) of all levels, and n + 1 offsets (int64) of the rows in them
@@ -73,6 +73,28 @@ def check_book_values(bids: Side, asks: Side) -> None:
     row = int(fault.astype(bool).argmax())
     raise BadDataError(f"{FAULTS[fault[row]]} in a level", column="bids, asks", row=row,
                        expected="prices above 0 and sizes of 0 or more, all finite", fix="Remove such rows.")
+
+# %% ../../nbs/20_features/05_books.ipynb #bee3ec01
+@jit
+def same_levels(side, i, j):
+    "Whether rows `i` and `j` of `side` hold the same levels, zeros included."
+    a, b, n = side.offset[i], side.offset[j], side.offset[i + 1] - side.offset[i]
+    if side.offset[j + 1] - b != n: return False
+    for k in range(n):
+        if side.price[a + k] != side.price[b + k] or side.size[a + k] != side.size[b + k]: return False
+    return True
+
+@jit
+def mark_repeats(t, nonce, bids, asks, keep):
+    "Write into `keep` (n, bool) which rows repeat none before them with the same clock `t`; returns how many do."
+    repeats = 0
+    for i in range(t.size):
+        keep[i], j = True, i - 1
+        while keep[i] and j >= 0 and t[j] == t[i]:
+            if nonce[j] == nonce[i] and same_levels(bids, i, j) and same_levels(asks, i, j): keep[i] = False
+            j -= 1
+        repeats += not keep[i]
+    return repeats
 
 # %% ../../nbs/20_features/05_books.ipynb #b6ef24ef
 BOOK_STATES = ("ok", "locked", "crossed", "one_sided", "empty", "unsorted")

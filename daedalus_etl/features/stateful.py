@@ -255,7 +255,7 @@ class StatefulFeatureProcessor(Processor):
         self.weights = np.exp(-config.ofi_decay_alpha * np.arange(config.ofi_levels))
         self.windows = BookWindows(config, wanted, self.parts)
         self.merge = TradeMerge(config, wanted, self.parts) if trades else None
-        self.done = -(2**62)                 # clock (us) up to which trades are merged
+        self.done = -1                       # clock (us) up to which trades are merged, -1 for none
         if state: self._restore(state)
 
     def process(self, frame: pl.DataFrame, trades: pl.DataFrame | None = None) -> pl.DataFrame:
@@ -263,11 +263,21 @@ class StatefulFeatureProcessor(Processor):
         if trades is not None: self.add_trades(trade_arrays(trades, self.config.clock))
         return super().process(frame)
 
+    @property
+    def trades_until(self) -> int | None:
+        "Clock (us) of the last trade taken in, or up to which trades are merged, the later of the two; None before that."
+        if self.merge is None or (self.merge.waiting.t.size == 0 and self.done < 0): return None
+        return max(self.done, int(self.merge.waiting.t[-1])) if self.merge.waiting.t.size else self.done
+
+    def clocks(self, frame: pl.DataFrame) -> np.ndarray:
+        "The clock of the rows of `frame` (int64 us)."
+        return clock_array(frame, self.config.clock)
+
     def add_trades(self, trades: TradeArrays) -> None:
         "Take in trades, in order, none earlier than what was merged already; they wait for their books."
         if self.merge is None: raise BadDataError("this processor was made without trades", fix="Make it with trades=True.")
-        last = self.merge.waiting.t[-1] if self.merge.waiting.t.size else self.done
-        if trades.t.size and (trades.t[0] < last or (np.diff(trades.t) < 0).any()):
+        last = self.trades_until
+        if trades.t.size and ((last is not None and trades.t[0] < last) or (np.diff(trades.t) < 0).any()):
             raise BadDataError("the trades are out of order", column=self.config.clock, expected="rising clocks",
                                fix="Sort them, and set aside those that come too late.")
         self.merge.add(trades)

@@ -17,17 +17,22 @@ if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 # %% auto #0
 __all__ = ['CHANNELS', 'features_config', 'bars_config', 'run_job', 'features_job', 'bars_job', 'pipeline']
 
-# %% ../../nbs/50_runners/01_jobs.ipynb #c61acc7f
+# %% ../../nbs/50_runners/01_jobs.ipynb #96278f86
 def _output(name: str, path: str, storage: StorageConfig) -> dict[str, OutputConfig]:
     written = {k: getattr(storage, k) for k in ("compression", "compression_level", "row_group_size")}
     return {name: OutputConfig(name=name, path=path, **written)}
 
-def features_config(channel: str, storage: StorageConfig, source: str | None = None,
-                    fmt: str = "parquet") -> TransformConfig:
-    "Bronze to silver for one channel: input named like the channel, output `silver`."
+def features_config(channel: str, storage: StorageConfig, source: str | None = None, fmt: str = "parquet",
+                    trades: str | None = None) -> TransformConfig:
+    """Bronze to silver for one channel: input named like the channel, output `silver`.
+
+    `orderbook` has a second input, `trades`: the folder given, or the one beside its own if there is one; "" for none."""
     where = source or f"{storage.input_root}/{channel}"
-    return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}",
-                           inputs={channel: InputConfig(name=channel, path=where, format=fmt)},
+    inputs = {channel: InputConfig(name=channel, path=where, format=fmt)}
+    beside = str(Path(where).parent / "trades") if trades is None else trades
+    if channel == "orderbook" and beside:
+        inputs["trades"] = InputConfig(name="trades", path=beside, format=fmt, optional=trades is None)
+    return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}", inputs=inputs,
                            outputs=_output("silver", f"{storage.output_root}/silver/{channel}", storage))
 
 def bars_config(channel: str, storage: StorageConfig, source: str | None = None) -> TransformConfig:
@@ -37,7 +42,7 @@ def bars_config(channel: str, storage: StorageConfig, source: str | None = None)
                            inputs={"silver": InputConfig(name="silver", path=where)},
                            outputs=_output("gold", f"{storage.output_root}/gold/{channel}_bars", storage))
 
-# %% ../../nbs/50_runners/01_jobs.ipynb #ab106a94
+# %% ../../nbs/50_runners/01_jobs.ipynb #55be48d8
 def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> RunReport:
     "Execute the transform that `config` names, with the flags in `args`."
     from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
@@ -49,15 +54,20 @@ def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Na
 def features_job(channel: str, args: argparse.Namespace) -> None:
     "Bronze to silver for `channel`; prints the report."
     settings = config_of(args)
-    print_report(run_job(features_config(channel, settings.storage, args.input, args.input_format), settings, args))
+    config = features_config(channel, settings.storage, args.input, args.input_format, _trades_of(args))
+    print_report(run_job(config, settings, args))
+
+def _trades_of(args: argparse.Namespace) -> str | None:
+    "The folder of trades beside books that the flags ask for: None for the usual one, empty for none."
+    return "" if getattr(args, "no_trades", False) else getattr(args, "trades", None)
 
 def bars_job(args: argparse.Namespace) -> None:
     "Silver to gold for `args.channel`; prints the report."
     settings = config_of(args)
     print_report(run_job(bars_config(args.channel, settings.storage, args.input), settings, args))
 
-# %% ../../nbs/50_runners/01_jobs.ipynb #35182b0b
-CHANNELS = ("trades", "ticker")
+# %% ../../nbs/50_runners/01_jobs.ipynb #90212842
+CHANNELS = ("trades", "ticker", "orderbook")
 
 def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> list[RunReport]:
     "Silver and gold of every channel below the bronze folder; prints a report for each step."
@@ -68,7 +78,7 @@ def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> list[RunRepo
                                  expected="bronze data, a folder for each channel")
     reports, errors = [], []
     for channel in found:
-        silver = features_config(channel, settings.storage, f"{root}/{channel}", args.input_format)
+        silver = features_config(channel, settings.storage, f"{root}/{channel}", args.input_format, _trades_of(args))
         for config in (silver, bars_config(channel, settings.storage)):
             try: reports += _step(config, settings, args)
             except DaedalusError as e: errors.append(_noted(e))

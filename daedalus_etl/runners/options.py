@@ -14,10 +14,10 @@ from ..core.errors import DaedalusError
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
-__all__ = ['FLAGS', 'FEATURE_FLAGS', 'BAR_FLAGS', 'FIELDS', 'INTERRUPTED', 'RARE', 'TABLE', 'add_flags', 'filter_of', 'config_of',
-           'exit_code', 'print_report']
+__all__ = ['FLAGS', 'FEATURE_FLAGS', 'BOOK_FLAGS', 'BAR_FLAGS', 'FIELDS', 'INTERRUPTED', 'RARE', 'TABLE', 'add_flags',
+           'filter_of', 'config_of', 'exit_code', 'print_report']
 
-# %% ../../nbs/50_runners/00_options.ipynb #d36bc7df
+# %% ../../nbs/50_runners/00_options.ipynb #8999e264
 def _words(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text.split(",") if w.strip())
 def _numbers(text: str) -> tuple[int, ...]: return tuple(int(w) for w in _words(text))
 
@@ -48,8 +48,12 @@ FEATURE_FLAGS: dict[str, dict] = {
     "--features": dict(type=_words, metavar="A,B", help="just these columns"),
     "--rolling-windows": dict(type=_numbers, metavar="S,S", help="window lengths in seconds; turns rolling on")}
 
+BOOK_FLAGS: dict[str, dict] = {
+    "--trades": dict(metavar="PATH", help="folder of bronze trades beside the books (the folder trades next to theirs)"),
+    "--no-trades": dict(action="store_true", help="use no trades: columns that need them are null")}
+
 BAR_FLAGS: dict[str, dict] = {
-    "--channel": dict(choices=["trades", "ticker"], default="trades", help="silver channel to make bars of (trades)"),
+    "--channel": dict(choices=["trades", "ticker", "orderbook"], default="trades", help="silver channel to make bars of (trades)"),
     "--durations": dict(type=_numbers, metavar="S,S", help="bar lengths in seconds (60,300,900,3600)")}
 
 def add_flags(parser: argparse.ArgumentParser, *groups: dict[str, dict]) -> argparse.ArgumentParser:
