@@ -5,7 +5,7 @@
 # %% ../../nbs/20_features/19_bars.ipynb #29da0cce
 from __future__ import annotations
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 import numpy as np
 import polars as pl
 from ..core.catalog import Column, declare
@@ -179,8 +179,8 @@ def book_bar_batch(bar, width, gap, t, books, step, out):
         take_book(s, t[i], books, i)
     return closed
 
-# %% ../../nbs/20_features/19_bars.ipynb #8be83ccc
-def check_book_row(names: Iterable[str]) -> None:
+# %% ../../nbs/20_features/19_bars.ipynb #bbe30eef
+def check_book_row(names: Collection[str]) -> None:
     "`SchemaError` unless `names` hold the silver columns that bars of books are made of."
     missing = ", ".join(k for k in BOOK_ROW if k not in names)
     if missing:
@@ -194,8 +194,7 @@ def book_arrays(frame: pl.DataFrame, t: np.ndarray) -> np.ndarray:
     check_book_row(frame.columns)
     books = np.stack([frame[k].cast(pl.Float64).to_numpy() for k in BOOK_ROW])
     for name, values in zip(BOOK_ROW, books, strict=True):
-        above = 0.0 if name == "mid_price" else -np.inf
-        check_values(np.where(np.isnan(values), 1.0, values), name, t, above=above)
+        check_values(np.where(np.isnan(values), 1.0, values), name, t, above=0.0 if name == "mid_price" else -np.inf)
     return books
 
 # %% ../../nbs/20_features/19_bars.ipynb #0606f819

@@ -276,11 +276,15 @@ class StatefulFeatureProcessor(Processor):
     def add_trades(self, trades: TradeArrays) -> None:
         "Take in trades, in order, none earlier than what was merged already; they wait for their books."
         if self.merge is None: raise BadDataError("this processor was made without trades", fix="Make it with trades=True.")
+        self.check_trade_order(trades.t)
+        self.merge.add(trades)
+
+    def check_trade_order(self, t: np.ndarray) -> None:
+        "`BadDataError` unless the clocks `t` (us) of further trades are in order, none earlier than what was merged."
         last = self.trades_until
-        if trades.t.size and ((last is not None and trades.t[0] < last) or (np.diff(trades.t) < 0).any()):
+        if t.size and ((last is not None and t[0] < last) or (np.diff(t) < 0).any()):
             raise BadDataError("the trades are out of order", column=self.config.clock, expected="rising clocks",
                                fix="Sort them, and set aside those that come too late.")
-        self.merge.add(trades)
 
     def advance(self, until: int) -> None:
         "No book before the clock `until` (us) will come: merge the trades before it."
