@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+DAY_S = 86_400.0
 WRITER = dict(compression="zstd", compression_level=3, row_group_size=131_072)        # as the executor's defaults
 
 

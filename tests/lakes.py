@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from daedalus_etl.core.config import FeatureConfig, InputConfig, OutputConfig, TransformConfig
+from daedalus_etl.core.config import FeatureConfig, InputConfig, OutputConfig, StorageConfig, TransformConfig
 from daedalus_etl.core.executor import TransformExecutor
 from daedalus_etl.core.registry import create_transform
+from daedalus_etl.runners.jobs import features_config
 from daedalus_etl.storage.commit import read_footer
 
 UTC_US = pl.Datetime("us", "UTC")
@@ -112,6 +113,12 @@ def ticker(source: Path, lake: Path, **kwargs):
     return create_transform(
         "ticker_features", config("ticker_features", source, lake, output="silver/ticker", **kwargs)
     )
+
+
+def orderbook(source: Path, lake: Path, trades: str | None = None, **kwargs):
+    "The order book transform; `trades` as in `features_config`: the folder beside the books, or \"\" for none."
+    storage = StorageConfig(output_root=str(lake), **kwargs)
+    return create_transform("orderbook_features", features_config("orderbook", storage, str(source), trades=trades))
 
 
 def bars(source: Path, lake: Path, channel: str = "trades", **kwargs):

@@ -432,7 +432,7 @@ def kyle_points(flow, mids, t, cfg):
     for end in range(t // step * step, t - round(cfg.kyle_lambda_window * SECOND), -step):
         first, last = mid_before(mids, end - step), mid_before(mids, end)
         if first is None: break                                         # all earlier ones have no mid either
-        points.append((flow.get(end - step, 0.0), math.log(last) - math.log(first)))
+        points.append((flow.get(end - step, 0.0), log_ratio(last, first)))
     return points
 
 

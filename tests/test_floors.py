@@ -9,8 +9,8 @@ PKG = Path(__file__).resolve().parents[1] / "daedalus_etl"
 # floor: (highest floor below it that it may import, its modules). A name stands for all that lies below it.
 FLOORS = [
     (0, ["core.__init__", "core.enums", "core.errors"]),
-    (0, ["core.lazy", "core.state", "core.model", "core.yaml", "core.config", "core.filters", "core.feature_config",
-         "config"]),
+    (0, ["core.lazy", "core.levels", "core.state", "core.model", "core.yaml", "core.config", "core.filters",
+         "core.feature_config", "config"]),
     (1, ["core.base", "core.registry", "core.catalog"]),
     (2, ["storage", "utils"]),
     (2, ["features"]),                                             # never storage: features know no paths
