@@ -70,7 +70,7 @@ def test_midnight_leaves_no_trace(lake, shared_bronze, stream):
 
 def test_a_gap_of_years_starts_a_segment_and_keeps_the_buckets(lake):
     silver = dataset(lake[0] / "silver/orderbook").filter(pl.col("symbol") == "BTC-USDT").sort("capture_ts")
-    old, new = silver.filter(pl.col("capture_ts").dt.year() == 2024), silver.filter(pl.col("capture_ts").dt.year() == 2026)
+    old, new = (silver.filter(pl.col("capture_ts").dt.year() == year) for year in (2024, 2026))
     first = new.row(0, named=True)
     assert first["segment_age_s"] == 0.0 and first["log_return"] is None and first["ofi_n"] == 0
     assert first["kyle_lambda_n"] == 0 and first["trade_count_900s"] == 0 and first["mean_spread_300s"] is not None
@@ -117,7 +117,8 @@ def test_a_day_of_trades_without_books_is_counted(shared_bronze, tmp_path):
         for day in kept: lakes.put(days / channel, bronze_of(shared_bronze, channel, stream, [day]), day, stream)
     lakes.run(lakes.orderbook(days / "orderbook", tmp_path / "lake"), features=CONFIG)
     silver = part(tmp_path / "lake", "silver/orderbook", stream, 9)
-    plain = features(bronze_of(shared_bronze, "orderbook", stream, [9]), bronze_of(shared_bronze, "trades", stream), config=CONFIG)
+    books, trades = bronze_of(shared_bronze, "orderbook", stream, [9]), bronze_of(shared_bronze, "trades", stream)
+    plain = features(books, trades, config=CONFIG)
     names = ["vpin", "vpin_bucket_count", "trade_vol_900s", "tfi_300s", "kyle_lambda"]
     assert_frame_equal(silver.select(names), plain.select(names), check_exact=True)
     assert silver["vpin_bucket_count"][0] > 50 and silver["trade_count_900s"][0] > 5000
