@@ -122,7 +122,8 @@ def test_too_many_levels_are_refused_by_name(market, tmp_path):
     field = pl.element().struct.field
     far = pl.col("asks").list.eval(pl.struct(price=field("price") + 1e4, size=field("size")))
     source = write(tmp_path, market, orderbook=market["orderbook"].with_columns(asks=pl.col("asks").list.concat(far)))
-    with pytest.raises(BadDataError, match="max_levels=20"): run(source, tmp_path / "lake", FeatureConfig(max_levels=20))
+    few = FeatureConfig(max_levels=20)
+    with pytest.raises(BadDataError, match="max_levels=20"): run(source, tmp_path / "lake", few)
 
 
 def test_without_trades_their_columns_are_null(market, plain, tmp_path):
@@ -130,7 +131,8 @@ def test_without_trades_their_columns_are_null(market, plain, tmp_path):
     got = silver(tmp_path / "lake")
     for c in ("vpin", "vpin_bucket_count", "kyle_lambda", "kyle_lambda_n", "tfi_5s", "trade_vol_60s", "trade_count_5s"):
         assert got[c].null_count() == got.height, c
-    assert_frame_equal(got.select("ofi", "rv_60s", "ofi_beta"), plain.select("ofi", "rv_60s", "ofi_beta"), check_exact=True)
+    others = ["ofi", "rv_60s", "ofi_beta", "spread_regime"]
+    assert_frame_equal(got.select(others), plain.select(others), check_exact=True)
 
 
 def test_a_day_without_trades_has_measured_zeros(market, tmp_path):
@@ -145,7 +147,8 @@ def test_a_day_without_trades_has_measured_zeros(market, tmp_path):
 
 def test_a_state_path_and_the_artifacts_resume_alike(market, plain, tmp_path):
     "The 9th from a file that the run of the 8th left, in a lake that knows no 8th; and from the 8th's artifact."
-    source, spec8, spec9 = write(tmp_path, market), FilterSpec(end_date="2024-08-08"), FilterSpec(start_date="2024-08-09")
+    source = write(tmp_path, market)
+    spec8, spec9 = FilterSpec(end_date="2024-08-08"), FilterSpec(start_date="2024-08-09")
     want = plain.filter(pl.col("capture_ts").dt.day() == 9).select(feature_names())
     for first, second in (("one", "other"), ("same", "same")):
         kept = {"state_path": tmp_path / f"{first}-state"} if first != second else {}
