@@ -1,9 +1,9 @@
 """Order books: `python benchmarks/books.py` prints medians and ratios, each case in processes of its own.
 
-Kernels alone on arrays in memory; the whole job, Parquet to Parquet, against the I/O floor (the same bronze columns read
-and the same silver columns written, nothing computed); a row-by-row Python processor of the stateful features; peak
-memory at two sizes; latency and throughput of the live path. Inputs are simulated once, below --data. CPU seconds hold
-on a loaded machine; wall seconds do not."""
+Kernels alone on arrays in memory; the whole job, Parquet to Parquet, against the I/O floor (the same bronze columns
+read and the same silver columns written, nothing computed); a row-by-row Python processor of the stateful features;
+peak memory at two sizes; latency and throughput of the live path. Inputs are simulated once, below --data. CPU seconds
+hold on a loaded machine; wall seconds do not."""
 import argparse
 import json
 import os
@@ -33,7 +33,8 @@ def settings(case: dict):
     categories = set(case.get("categories", ALL))
     config = FeatureConfig(categories=categories, output_dtype=case.get("dtype", "float64"))
     if case.get("levels"): return config
-    names = [c.name for c in select(Catalogue("orderbook", config)) if "_price_L" not in c.name and "_size_L" not in c.name]
+    names = [c.name for c in select(Catalogue("orderbook", config))]
+    names = [n for n in names if "_price_L" not in n and "_size_L" not in n]
     return FeatureConfig(features=names, output_dtype=case.get("dtype", "float64"))
 
 
@@ -59,12 +60,13 @@ def case_floor(data: Path, scratch: Path, case: dict) -> int:
     import polars as pl
     from daedalus_etl.core.lazy import lazy_source
     sample = silver_sample(data, scratch, case)
-    trades = pl.scan_parquet(bronze(data, "trades"), hive_partitioning=False).select("capture_ts", "side", "price", "amount")
+    trades = pl.scan_parquet(bronze(data, "trades"), hive_partitioning=False)
+    trades = trades.select("capture_ts", "side", "price", "amount")
     for _ in trades.collect_batches(chunk_size=BATCH): pass
 
     def batches(columns):
-        at = 0
-        for batch in pl.scan_parquet(bronze(data), hive_partitioning=False).collect_batches(chunk_size=BATCH, maintain_order=True):
+        rows, at = pl.scan_parquet(bronze(data), hive_partitioning=False), 0
+        for batch in rows.collect_batches(chunk_size=BATCH, maintain_order=True):
             at = 0 if at + batch.height > sample.height else at
             yield sample[at:at + batch.height]
             at += batch.height
@@ -96,7 +98,8 @@ def kernel_pass(data: Path, case: dict):
     from daedalus_etl.features.stateful import StatefulFeatureProcessor
     books, trades = book_arrays(data)
     config = settings(case)
-    processor = StatefulFeatureProcessor(config, select(Catalogue("orderbook", config)), trades=case.get("trades", True))
+    columns = select(Catalogue("orderbook", config))
+    processor = StatefulFeatureProcessor(config, columns, trades=case.get("trades", True))
     if case.get("trades", True): processor.add_trades(trades)
     for t, bids, asks in books:
         processor.compute(t, bids, asks)
@@ -115,9 +118,15 @@ def book_arrays(data: Path):
         rows = pl.scan_parquet(bronze(data), hive_partitioning=False).select("capture_ts", "bids", "asks")
         batches = rows.collect_batches(chunk_size=BATCH, maintain_order=True)
         _ARRAYS["books"] = [(b["capture_ts"].dt.epoch("us").to_numpy(), *sides(b.rechunk())) for b in batches]
-        trades = pl.scan_parquet(bronze(data, "trades"), hive_partitioning=False).select("capture_ts", "side", "price", "amount")
+        trades = pl.scan_parquet(bronze(data, "trades"), hive_partitioning=False)
+        trades = trades.select("capture_ts", "side", "price", "amount")
         _ARRAYS["trades"] = trade_arrays(trades.collect(), "capture_ts")
     return _ARRAYS["books"], _ARRAYS["trades"]
+
+
+def book_side(side, i: int) -> list[tuple[float, float]]:
+    lo, hi = side.offset[i:i + 2]
+    return list(zip(side.price[lo:hi].tolist(), side.size[lo:hi].tolist()))
 
 
 def case_python(data: Path, scratch: Path, case: dict) -> int:
@@ -125,10 +134,8 @@ def case_python(data: Path, scratch: Path, case: dict) -> int:
     books, trades = book_arrays(data)
     t, bids, asks = books[0]
     n = case["rows"]
-    rows = _ARRAYS.setdefault("lists", [
-        (int(t[i]), *(list(zip(s.price[s.offset[i]:s.offset[i + 1]].tolist(), s.size[s.offset[i]:s.offset[i + 1]].tolist()))
-                      for s in (bids, asks))) for i in range(n)])
-    tape = _ARRAYS.setdefault("tape", list(zip(trades.t[:10 * n].tolist(), trades.sign[:10 * n].tolist(), trades.amount[:10 * n].tolist())))
+    rows = _ARRAYS.setdefault("lists", [(int(t[i]), book_side(bids, i), book_side(asks, i)) for i in range(n)])
+    tape = _ARRAYS.setdefault("tape", list(zip(*(a[:10 * n].tolist() for a in (trades.t, trades.sign, trades.amount)))))
     processor, at = RowByRow(), 0
     for clock, bid, ask in rows:
         while at < len(tape) and tape[at][0] <= clock:
@@ -214,7 +221,8 @@ def case_live(data: Path, scratch: Path, case: dict) -> int:
     import polars as pl
     from daedalus_etl.features.state import SymbolState
     n, size = case["rows"], case["size"]
-    rows = _ARRAYS.setdefault("records", pl.scan_parquet(bronze(data), hive_partitioning=False).head(n).collect().to_dicts())
+    rows = pl.scan_parquet(bronze(data), hive_partitioning=False).head(n).collect()
+    rows = _ARRAYS.setdefault("records", rows.to_dicts())
     state, spent = SymbolState(settings(case), trades=False), []
     for k in range(0, n, size):
         began = time.perf_counter()
@@ -250,7 +258,9 @@ def make_input(root: Path, rows: int, depth: int) -> Path:
         from daedalus_etl.sources.simulated import write_bronze
         from daedalus_etl.sources.simulator import SimulatorConfig
         config = SimulatorConfig(depth=depth, snapshot_s=(DAY_S - 1.0) / rows)
-        write_bronze(data, {"BTC-USDT": config}, datetime(2026, 1, 14, tzinfo=UTC), DAY_S - 1.0, channels=("orderbook", "trades"))
+        write_bronze(
+            data, {"BTC-USDT": config}, datetime(2026, 1, 14, tzinfo=UTC), DAY_S - 1.0,
+            channels=("orderbook", "trades"))
     return data
 
 
@@ -259,13 +269,14 @@ def medians(names: dict[str, tuple], data: Path, repeat: int) -> dict[str, dict]
     results = {label: [] for label in names}
     for _ in range(repeat):
         for label, (name, case) in names.items(): results[label].append(run_case(name, data, case))
-    keys = [k for k in next(iter(results.values()))[0]]
-    return {label: {k: statistics.median(r[k] for r in rs) for k in keys} | {"low": min(r["wall"] for r in rs), "high": max(r["wall"] for r in rs)}
-            for label, rs in results.items()}
+    keys = list(next(iter(results.values()))[0])
+    return {label: {k: statistics.median(r[k] for r in rs) for k in keys}
+            | {"low": min(r["wall"] for r in rs), "high": max(r["wall"] for r in rs)} for label, rs in results.items()}
 
 
 def show(title: str, med: dict[str, dict], base: str | None = None) -> None:
-    print(f"\n{title}\n{'case':<34}{'rows':>10}{'wall s':>8}{'(range)':>14}{'CPU s':>8}{'rows/CPU s':>12}{'wall x':>8}{'CPU x':>7}{'MiB':>7}")
+    print(f"\n{title}\n{'case':<34}{'rows':>10}{'wall s':>8}{'(range)':>14}{'CPU s':>8}{'rows/CPU s':>12}"
+          f"{'wall x':>8}{'CPU x':>7}{'MiB':>7}")
     for label, m in med.items():
         ratio = f"{m['wall'] / med[base]['wall']:>8.2f}{m['cpu'] / med[base]['cpu']:>7.2f}" if base else " " * 15
         print(f"{label:<34}{m['rows']:>10,.0f}{m['wall']:>8.2f}{m['low']:>7.2f}-{m['high']:<6.2f}{m['cpu']:>8.2f}"
@@ -285,8 +296,8 @@ def main() -> None:
     a = args.parse_args()
     if a.case: return child(a.case, a.data, a.passes, a.settings)
     import polars
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, polars {polars.__version__}, "
-          f"load {os.getloadavg()[0]:.2f}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+          f"polars {polars.__version__}, load {os.getloadavg()[0]:.2f}")
     sections = {"kernels": kernels, "python": python, "job": job, "deep": deep, "memory": memory, "live": live}
     for name in a.only: sections[name](a)
 
@@ -296,13 +307,15 @@ def kernels(a) -> None:
         data = make_input(a.data, a.rows, depth)
         show(f"kernels alone, {depth} levels", medians({
             "structural + dynamic": ("kernels", dict(categories=["structural", "dynamic"], trades=False)),
-            "all categories": ("kernels", {}), "all, with per-level columns": ("kernels", dict(levels=True))}, data, a.repeat))
+            "all categories": ("kernels", {}),
+            "all, with per-level columns": ("kernels", dict(levels=True))}, data, a.repeat))
 
 
 def python(a) -> None:
     data = make_input(a.data, a.rows, 20)
+    stateful = dict(categories=["dynamic", "rolling", "advanced"])
     med = medians({"row by row in Python": ("python", dict(rows=20_000)),
-                   "kernels, dynamic + rolling + advanced": ("kernels", dict(categories=["dynamic", "rolling", "advanced"]))}, data, a.repeat)
+                   "kernels, dynamic + rolling + advanced": ("kernels", stateful)}, data, a.repeat)
     show("stateful features", med)
     rate = [m["rows"] / m["cpu"] for m in med.values()]
     print(f"  kernels are {rate[1] / rate[0]:,.0f} times as fast")
@@ -312,7 +325,8 @@ def job(a) -> None:
     data = make_input(a.data, a.rows, 20)
     for title, case in (("all categories, without per-level columns", {}), ("with all columns", dict(levels=True)),
                         ("Float32", dict(dtype="float32"))):
-        show(f"Parquet to Parquet, 20 levels, {title}", medians({"floor": ("floor", case), "job": ("job", case)}, data, a.repeat), "floor")
+        show(f"Parquet to Parquet, 20 levels, {title}",
+             medians({"floor": ("floor", case), "job": ("job", case)}, data, a.repeat), "floor")
 
 
 def deep(a) -> None:
@@ -330,7 +344,8 @@ def memory(a) -> None:
 
 def live(a) -> None:
     data = make_input(a.data, a.rows, 20)
-    print(f"\nlive path, all categories without per-level columns\n{'books per push':<16}{'books/s':>10}{'median us':>11}{'p99 us':>9}")
+    print(f"\nlive path, all categories without per-level columns\n"
+          f"{'books per push':<16}{'books/s':>10}{'median us':>11}{'p99 us':>9}")
     for size in (1, 10, 100):
         m = run_case("live", data, dict(rows=20_000, size=size))
         print(f"{size:<16}{m['rows'] / m['wall']:>10,.0f}{m['median_us']:>11.0f}{m['p99_us']:>9.0f}", flush=True)

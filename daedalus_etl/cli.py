@@ -48,7 +48,8 @@ def demo(args: argparse.Namespace) -> None:
         f"{root}/silver/trades": [
             "capture_ts", "symbol", "price", "log_return", "vwap_60s", "tfi_60s", "realized_var_300s"],
         f"{root}/silver/orderbook": [
-            "capture_ts", "symbol", "mid_price", "spread_bps", "imbalance_L5", "ofi", "ofi_sum_60s", "rv_60s", "tfi_60s"],
+            "capture_ts", "symbol", "mid_price", "spread_bps", "imbalance_L5", "ofi", "ofi_sum_60s", "rv_60s",
+            "tfi_60s"],
         f"{root}/gold/trades_bars/300s": [
             "bar_start", "symbol", "open", "high", "low", "close", "volume", "trade_imbalance", "annualized_vol"]}
     with pl.Config(**TABLE, tbl_rows=8, tbl_width_chars=160):
@@ -59,7 +60,8 @@ def demo(args: argparse.Namespace) -> None:
 # %% ../nbs/50_runners/05_cli.ipynb #65c2a18d
 ALL_FLAGS = (FEATURE_FLAGS, BOOK_FLAGS, {"--durations": BAR_FLAGS["--durations"]})
 COLUMN_FLAGS = (FEATURE_FLAGS, {"--channel": dict(
-    choices=[f"{c}{s}" for s in ("", "_bars") for c in jobs.CHANNELS], default="trades", help="whose columns (trades)")})
+    choices=[f"{c}{s}" for s in ("", "_bars") for c in jobs.CHANNELS], default="trades",
+    help="whose columns (trades)")})
 COMMANDS = {
     "trades": (run_trades_features.run, (FEATURE_FLAGS,)),
     "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)),

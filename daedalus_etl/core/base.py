@@ -50,8 +50,8 @@ class TransformContext:
 class BaseTransform(ABC):
     "A declared function from named LazyFrames to named LazyFrames."
     parameters: ClassVar[tuple[str, ...] | None] = None   # fields of FeatureConfig that outputs depend on; None: all
-    gathered: ClassVar[tuple[str, ...]] = ()              # inputs of which a unit also gets what lies between its partitions
-    checks_levels: ClassVar[bool] = False                 # `transform` sets books with bad levels aside by itself
+    gathered: ClassVar[tuple[str, ...]] = ()         # inputs of which a unit also gets what lies between its partitions
+    checks_levels: ClassVar[bool] = False            # `transform` sets books with bad levels aside by itself
 
     def __init__(self, config: TransformConfig):
         self.config = config

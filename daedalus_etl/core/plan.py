@@ -65,7 +65,8 @@ class _Beside:
 
     def files(self, partition: Partition, previous: Partition | None) -> PartitionFiles | None:
         "What the unit of `partition` gets, as one; None if there is nothing."
-        mine = [pf for pf in self.chains.get(_chain_key(partition), ()) if self._belongs(pf.partition, partition, previous)]
+        chain = self.chains.get(_chain_key(partition), ())
+        mine = [pf for pf in chain if self._belongs(pf.partition, partition, previous)]
         return PartitionFiles(partition, tuple(f for pf in mine for f in pf.files), mine[0].root) if mine else None
 
     def _belongs(self, own: Partition, partition: Partition, previous: Partition | None) -> bool:
@@ -74,12 +75,15 @@ class _Beside:
 
 def _chain_key(partition: Partition) -> frozenset: return frozenset(partition.dims)
 
-def _unit(name: str, chain: list[PartitionFiles], i: int, others: Mapping[str, _Beside], lookahead_s: float | None) -> Unit:
+def _unit(name: str, chain: list[PartitionFiles], i: int, others: Mapping[str, _Beside],
+          lookahead_s: float | None) -> Unit:
     pf, previous = chain[i], chain[i - 1].partition if i else None
     found = {n: beside.files(pf.partition, previous) for n, beside in others.items()}
-    empty = tuple(n for n, files in found.items() if files is None and _chain_key(pf.partition) in others[n].chains and others[n].gather)
+    key = _chain_key(pf.partition)
+    empty = tuple(n for n, files in found.items() if files is None and key in others[n].chains and others[n].gather)
     following = {name: _following(chain, i, lookahead_s)} if lookahead_s is not None else {}
-    return Unit(pf.partition, {name: pf} | {n: f for n, f in found.items() if f is not None}, empty, previous, following)
+    files = {name: pf} | {n: f for n, f in found.items() if f is not None}
+    return Unit(pf.partition, files, empty, previous, following)
 
 def _following(chain: list[PartitionFiles], i: int, lookahead_s: float) -> tuple[PartitionFiles, ...]:
     "The partitions that begin within the horizon, and the first beyond: it tells that the time until it was seen."

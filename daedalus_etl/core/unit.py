@@ -44,7 +44,7 @@ def contract_of(config: InputConfig, clock: str) -> Contract | None:
 def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, levels: bool = True) -> CheckedInput:
     """Apply the contract's row rules to `rows`; `TimeUnitError` if the times are in another unit.
 
-    `levels=False` leaves those about the levels of books out: to read all levels twice would cost more than all else."""
+    `levels=False` leaves out those about the levels of books: to read all levels twice costs more than all else."""
     if contract is None: return CheckedInput(rows, rows.select(pl.len()).collect().item())
     check_units(rows.head(UNIT_SAMPLE).collect(), contract, file)
     names = [n for n in rows.collect_schema().names() if levels or n not in ("bids", "asks")]

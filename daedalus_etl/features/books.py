@@ -55,7 +55,7 @@ def side_fault(side, i):
 
 @jit
 def book_faults(bids, asks, fault):
-    "Write into `fault` (n, int8) 0 for sound rows, 1 for a bad price, 2 for a bad size; returns how many are not sound."
+    "Write into `fault` (n, int8) 0 for sound rows, 1 for a bad price, 2 for a bad size; returns how many are bad."
     bad = 0
     for i in range(fault.size):
         a, b = side_fault(bids, i), side_fault(asks, i)
@@ -130,7 +130,7 @@ TOP = ("best_bid", "best_ask", "mid_price", "spread", "relative_spread", "spread
 def top_step(bid, bid_size, ask, ask_size, out, i):
     "Write the columns `TOP` of an ok or locked book into `out[:, i]`; returns the mid."
     mid, spread = (bid + ask) / 2.0, ask - bid
-    micro = (bid * ask_size + ask * bid_size) / (bid_size + ask_size)
+    micro = min(bid + spread * (bid_size / (bid_size + ask_size)), ask)   # the formula's fraction, never beyond the ask
     out[0, i], out[1, i], out[2, i], out[3, i] = bid, ask, mid, spread
     out[4, i] = spread / mid
     out[5, i] = 1e4 * out[4, i]

@@ -143,7 +143,8 @@ class CleanBooks(CleanRows):
         if batch.height == 0 or "capture_ts" not in batch.columns: return batch
         nonce = pl.col("nonce") if "nonce" in batch.columns else pl.lit(None, pl.Int64).alias("nonce")
         books = batch.select("capture_ts", nonce, "bids", "asks")
-        before = self.last if self.last.height and self.last["capture_ts"][0] == books["capture_ts"][0] else self.last.clear()
+        goes_on = self.last.height and self.last["capture_ts"][0] == books["capture_ts"][0]
+        before = self.last if goes_on else self.last.clear()
         if before.height: books = pl.concat([before, books], rechunk=True)
         keep = np.empty(books.height, bool)
         t, numbers = books["capture_ts"].dt.epoch("us").fill_null(-1), books["nonce"].fill_null(0)
@@ -162,5 +163,6 @@ def _bad_level(row: dict) -> str:
     for side in ("bids", "asks"):
         for k, level in enumerate(row[side] or []):
             price, size = (np.nan if level[f] is None else level[f] for f in ("price", "size"))
-            if size != 0.0 and not (0.0 < price < np.inf and 0.0 < size < np.inf): return f"{side}[{k}]: price {price}, size {size}"
+            if size != 0.0 and not (0.0 < price < np.inf and 0.0 < size < np.inf):
+                return f"{side}[{k}]: price {price}, size {size}"
     return ""

@@ -27,11 +27,11 @@ def size_sum(q, n):
 @jit
 def side_vwap(p, q, n):
     "Mean price of the first five of `n` levels, weighted with size (quote), NaN for none."
-    cost = size = 0.0
+    beyond = size = 0.0
     for k in range(min(n, VWAP_LEVELS)):
-        cost += p[k] * q[k]
+        beyond += (p[k] - p[0]) * q[k]          # from the best price on, so that equal prices have exactly their mean
         size += q[k]
-    return cost / size if size > 0.0 else np.nan
+    return p[0] + beyond / size if size > 0.0 else np.nan
 
 # %% ../../nbs/20_features/06_depth.ipynb #f09b1cb9
 @jit

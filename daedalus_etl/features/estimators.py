@@ -78,7 +78,9 @@ class VPINCalculator:
         self._rec["next"] = bucket_size
 
     def push(self, sign: int, amount: float) -> float | None:
-        "Take in a trade: +1 taker buy, -1 sell, 0 unknown, and its amount (base); returns VPIN, None before it is defined."
+        """Take in a trade: +1 taker buy, -1 sell, 0 unknown, and its amount (base); returns VPIN.
+
+        None before it is defined."""
         fill_buckets(self._rec[0], self._ratios, int(sign), float(amount))
         return self.value
 
@@ -88,7 +90,9 @@ class VPINCalculator:
     def count(self) -> int: return int(self._rec["count"][0])
 
 class KyleLambdaEstimator:
-    "Kyle's lambda over the intervals of `interval_s` that ended in the last `window_s`; a silence over `max_gap_s` starts anew."
+    """Kyle's lambda over the intervals of `interval_s` that ended in the last `window_s`.
+
+    A silence over `max_gap_s` starts anew."""
     def __init__(self, window_s: int = 300, interval_s: int = 1, max_gap_s: float = 300):
         self._length, self._gap = interval_s * US, int(max_gap_s * US)
         self._rec, self._window, self._points = np.zeros(1, INTERVAL), new_window(window_s, PAIR), Tape(window_s, 2)
@@ -103,7 +107,8 @@ class KyleLambdaEstimator:
         "Take in a mid at the clock `t` (us); returns slope (1/base), R^2 and the number of intervals."
         fresh = self._rec["book"][0] == 0 or t - self._rec["book"][0] > self._gap
         none = TradeArrays(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0))
-        slope, r2, n = self._run(BookClocks(np.array([t]), np.array([float(mid)]), np.array([fresh], np.uint8)), none)[:, 0]
+        book = BookClocks(np.array([t]), np.array([float(mid)]), np.array([fresh], np.uint8))
+        slope, r2, n = self._run(book, none)[:, 0]
         return _or_none(slope), _or_none(r2), int(n)
 
     def _run(self, books: BookClocks, trades: TradeArrays) -> np.ndarray:

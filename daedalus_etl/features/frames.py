@@ -63,13 +63,16 @@ class StreamFeed:
 # %% ../../nbs/20_features/22_frames.ipynb #6fc6f8ba
 class BookFeed:
     "Books of one stream, and the trades beside them, through their processor."
-    def __init__(self, config: FeatureConfig, columns: list[Column], state: dict | None = None, *, trades: bool, strict: bool):
+    def __init__(self, config: FeatureConfig, columns: list[Column], state: dict | None = None, *,
+                 trades: bool, strict: bool):
         state = state or {}
-        self.clean, self.clean_trades = CleanBooks(config, state.get("clean"), strict=strict), CleanTrades(config, state.get("clean"))
+        self.clean = CleanBooks(config, state.get("clean"), strict=strict)
+        self.clean_trades = CleanTrades(config, state.get("clean"))
         self.processor = StatefulFeatureProcessor(config, columns, state.get("books"), trades=trades)
         self.trades, self.clock = trades, config.clock
 
-    def batches(self, rows: pl.LazyFrame, notes: Notes, trades: pl.LazyFrame | None = None, until: int | None = None) -> Iterator[pl.DataFrame]:
+    def batches(self, rows: pl.LazyFrame, notes: Notes, trades: pl.LazyFrame | None = None,
+                until: int | None = None) -> Iterator[pl.DataFrame]:
         "The books of `rows` with their features; `notes.beside` tells of the trades."
         beside = notes.beside.setdefault("trades", Notes())
         side = iter(()) if trades is None else self.clean_trades.batches(trades, beside, self.processor.trades_until)
@@ -91,7 +94,8 @@ class BookFeed:
 
     def state(self) -> dict:
         "State of the processor, and what is needed to know repeats."
-        return {"books": self.processor.state(), "clean": self.clean.state() | (self.clean_trades.state() if self.trades else {})}
+        seen = self.clean_trades.state() if self.trades else {}
+        return {"books": self.processor.state(), "clean": self.clean.state() | seen}
 
 # %% ../../nbs/20_features/22_frames.ipynb #ac169094
 def stream_name(stream: tuple[str | None, str | None]) -> str:
@@ -119,13 +123,14 @@ def feature_frame(channel: str, rows: pl.LazyFrame, config: FeatureConfig, state
 
 class _FramePass:
     "The work behind one feature frame."
-    def __init__(self, channel: str, rows: pl.LazyFrame, config: FeatureConfig, states: dict | None, context: TransformContext | None,
-                 trades: pl.LazyFrame | None):
+    def __init__(self, channel: str, rows: pl.LazyFrame, config: FeatureConfig, states: dict | None,
+                 context: TransformContext | None, trades: pl.LazyFrame | None):
         check_columns(rows.collect_schema(), channel, config.clock)
         if trades is not None: check_columns(trades.collect_schema(), "trades", config.clock, "the trades frame")
         if config.resample_frequency is not None and channel == "trades":
-            raise ConfigError(f"resample_frequency={config.resample_frequency!r} has no meaning for trades, which are events",
-                              fix="Leave it null, or make bars.")
+            raise ConfigError(
+                f"resample_frequency={config.resample_frequency!r} has no meaning for trades, which are events",
+                fix="Leave it null, or make bars.")
         self.channel, self.config, self.states, self.context, self.trades = channel, config, states, context, trades
         self.rows = book_columns(rows) if channel == "orderbook" else rows
         self.columns, self.before = select(Catalogue(channel, config)), dict(states or {})
@@ -149,7 +154,8 @@ class _FramePass:
         if self.states is not None: self.states.update(after)
         if self.context is not None: vars(self.context.notes).update(vars(found))
 
-    def _stream(self, key: tuple, part: pl.LazyFrame, wanted: list[str], found: Notes, after: dict) -> Iterator[pl.DataFrame]:
+    def _stream(self, key: tuple, part: pl.LazyFrame, wanted: list[str], found: Notes,
+                after: dict) -> Iterator[pl.DataFrame]:
         name, own = stream_name(key), _own_config(self.config, key[1], self.columns)
         state = self.before.get(name, {})
         columns = [c for c in self.columns if c.name in wanted]
@@ -181,14 +187,17 @@ class _FramePass:
 # %% ../../nbs/20_features/22_frames.ipynb #319517f2
 def _needed(names: list[str], wanted: list[str], channel: str, clock: str) -> list[str]:
     "Input columns to read: those that pass through, and those that order, repeats and features are made from."
-    keys = {clock, "capture_ts", "timestamp", "nonce", "trade_id", "bid_volume", "ask_volume", *STREAM_KEYS, *REQUIRED[channel]}
+    keys = {
+        clock, "capture_ts", "timestamp", "nonce", "trade_id", "bid_volume", "ask_volume", *STREAM_KEYS,
+        *REQUIRED[channel]}
     return [n for n in names if n in wanted or n in keys]
 
 def _same_stream(trades: pl.LazyFrame | None, key: tuple) -> pl.LazyFrame | None:
     "The rows of `trades` that belong to the stream `key`, with the columns that are needed of them."
     if trades is None: return None
     names = trades.collect_schema().names()
-    own = [pl.col(k).eq_missing(pl.lit(v)) for k, v in zip(STREAM_KEYS, key, strict=True) if k in names and v is not None]
+    known = [(k, v) for k, v in zip(STREAM_KEYS, key, strict=True) if k in names and v is not None]
+    own = [pl.col(k).eq_missing(pl.lit(v)) for k, v in known]
     keep = ("capture_ts", "timestamp", "trade_id", "side", "price", "amount")
     return trades.filter(*own).select(c for c in keep if c in names)
 
@@ -214,15 +223,16 @@ def features(books: Frame | None = None, trades: Frame | None = None, ticker: Fr
              features: Iterable[str] = (), config: FeatureConfig | None = None) -> pl.DataFrame:
     """Features of raw `books`, `trades` or `ticker` rows, a row for each raw row, streams one after the other.
 
-    All need `capture_ts` (Datetime us, UTC). `books`: `bids`, `asks`, lists of {price (quote), size (base)} or of pairs,
-    best first; `trades` beside them, of the same streams, feed the columns that need trades. `trades` alone: `price`
-    (quote), `amount` (base), `side`. `ticker`: `bid`, `ask` (quote). `features` names the columns to add (default: those
-    of `config`, all categories). Repeated trades and books are dropped. `SchemaError` for a column that is missing,
-    `BadDataError` for values that cannot be."""
+    All need `capture_ts` (Datetime us, UTC). `books`: `bids`, `asks`, lists of {price (quote), size (base)} or of
+    pairs, best first; `trades` beside them, of the same streams, feed the columns that need trades. `trades` alone:
+    `price` (quote), `amount` (base), `side`. `ticker`: `bid`, `ask` (quote). `features` names the columns to add
+    (default: those of `config`, all categories). Repeated trades and books are dropped. `SchemaError` for a column
+    that is missing, `BadDataError` for values that cannot be."""
     given = {k: v for k, v in {"orderbook": books, "trades": trades, "ticker": ticker}.items() if v is not None}
     beside = given.pop("trades", None) if "orderbook" in given else None
     if len(given) != 1:
-        raise ConfigError(f"features() takes books= (and trades=), or exactly one of trades=, ticker=; got {sorted(given) or 'none'}")
+        raise ConfigError(
+            f"features() takes books= (and trades=), or exactly one of trades=, ticker=; got {sorted(given) or 'none'}")
     (channel, rows), = given.items()
     config = config or FeatureConfig()
     if (names := tuple(features)):

@@ -5,7 +5,7 @@
 # %% ../../nbs/20_features/11_order_flow.ipynb #aa1d89bb
 from __future__ import annotations
 import numpy as np
-from .books import LOCKED, load_side
+from .books import LOCKED
 from .streaming import jit
 
 # %% auto #0

@@ -190,7 +190,9 @@ def as_enum(codes: np.ndarray, dtype: pl.Enum) -> pl.Series:
     return column.cat.to(dtype)
 
 def column(name: str, values, dtype) -> pl.Series:
-    "A column from an array, NaN as null, without copying where nothing is undefined."
+    "A column from an array, NaN and infinities as null, without copying where nothing is undefined."
     if isinstance(dtype, pl.Enum): return as_enum(values, dtype).alias(name)
     made = values if isinstance(values, pl.Series) else pl.Series(name, values, nan_to_null=True)
-    return (made if made.dtype == dtype else made.cast(dtype)).alias(name)
+    made = (made if made.dtype == dtype else made.cast(dtype)).alias(name)
+    if not made.dtype.is_float() or not made.is_infinite().any(): return made
+    return made.to_frame().select(pl.when(pl.col(name).is_finite()).then(name)).to_series()      # overflown: undefined

@@ -205,7 +205,8 @@ def share_window_batch(win, rows, lo, hi, out):
         total[:] = acc
         if head < w["cur"]:
             for k in range(3): total[k] += suffix[head - w["prev"], k]
-        if head > 0 and not rows.fresh[head]: hold_regime(total, rows, head - 1, float(t[head] - max(edge, t[head - 1])))
+        if head > 0 and not rows.fresh[head]:
+            hold_regime(total, rows, head - 1, float(t[head] - max(edge, t[head - 1])))
         good = x[i, TIGHT] == x[i, TIGHT]
         for k in range(2):
             own = x[i, TIGHT] if k == 0 else x[i, WIDE]

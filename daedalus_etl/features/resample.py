@@ -55,7 +55,8 @@ class Resampler:
     def _on(self, grid: np.ndarray, rows: pl.DataFrame, t: np.ndarray) -> pl.DataFrame:
         at = np.searchsorted(t, grid, side="right") - 1
         age = pl.Series(STALENESS, (grid - t[at]) / US)
-        point = pl.Series(grid).cast(pl.Datetime("us", "UTC")) if self.clock == "capture_ts" else pl.Series(grid // 1000)
+        in_us = self.clock == "capture_ts"
+        point = pl.Series(grid).cast(pl.Datetime("us", "UTC")) if in_us else pl.Series(grid // 1000)
         made = rows[at].with_columns(point.alias(self.clock), age)
         if self.most is None: return made
         kept = {*_KEYS, self.clock, STALENESS} & set(made.columns)

@@ -23,16 +23,20 @@ def slope_side(q, log_q, d, n, side, out, i):
     out[side, i] = out[3 + side, i] = np.nan
     n = min(n, FIT_LEVELS)
     if n < 3: return
-    mean = 0.0
-    for k in range(n): mean += d[k]
-    mean /= n
+    mean_d = mean_size = mean_log = total = 0.0
+    for k in range(n):
+        total += q[k]
+        mean_d += d[k]
+        mean_size += total
+        mean_log += log_q[k]
+    mean_d, mean_size, mean_log = mean_d / n, mean_size / n, mean_log / n
     total = spread = size = decay = 0.0
     for k in range(n):
-        x = d[k] - mean
+        x = d[k] - mean_d
         total += q[k]
         spread += x * x
-        size += x * total
-        decay += x * log_q[k]
+        size += x * (total - mean_size)
+        decay += x * (log_q[k] - mean_log)
     if spread > 0.0: out[side, i], out[3 + side, i] = size / spread, -decay / spread
 
 @jit
@@ -65,17 +69,19 @@ GRAVITY = ("center_of_gravity", "cog_vs_mid", "bid_cog_bps", "ask_cog_bps")
 @jit
 def gravity_step(pb, qb, db, nb, pa, qa, da, na, mid, out, i):
     "Write the columns `GRAVITY`, over the `nb` and `na` levels given, into `out[:, i]`."
-    cost = far_b = far_a = b = a = 0.0
+    cost = pull = far_b = far_a = b = a = 0.0          # pull: the distance from the mid, with its sign
     for k in range(nb):
         cost += pb[k] * qb[k]
+        pull += (pb[k] - mid) * qb[k]
         far_b += db[k] * qb[k]
         b += qb[k]
     for k in range(na):
         cost += pa[k] * qa[k]
+        pull += (pa[k] - mid) * qa[k]
         far_a += da[k] * qa[k]
         a += qa[k]
-    centre = cost / (b + a)
-    out[0, i], out[1, i], out[2, i], out[3, i] = centre, (centre - mid) / mid * 1e4, far_b / b, far_a / a
+    out[0, i], out[1, i] = cost / (b + a), pull / (b + a) / mid * 1e4
+    out[2, i], out[3, i] = far_b / b, far_a / a
 
 # %% ../../nbs/20_features/08_shape.ipynb #16565d97
 SHAPE = ("concentration", "entropy", "gini", "50pct_depth_levels", "wall_level", "wall_share")

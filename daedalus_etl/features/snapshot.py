@@ -8,7 +8,6 @@ import math
 from collections import namedtuple
 from collections.abc import Iterable
 import numpy as np
-import polars as pl
 from ..core.config import FeatureConfig
 from .bands import NEAR, bands_step
 from .books import (
@@ -154,6 +153,8 @@ def snapshot_arrays(bids: Side, asks: Side, config: FeatureConfig, families: Ite
     most = max([int(np.diff(s.offset).max(initial=0)) for s in (bids, asks)] + [config.depth_levels])
     blocks = {f: family_block(len(c) if f in families else 0, n) for f, c in names.items()}
     state, counts = np.empty(n, np.uint8), column_memory(2, n, dtype=np.uint16)
-    snapshot_batch(bids, asks, Scratch(*np.empty((9, most))), _parameters(config), Snapshots(**blocks, state=state, n_bid=counts[0], n_ask=counts[1]))
+    snapshot_batch(
+        bids, asks, Scratch(*np.empty((9, most))), _parameters(config),
+        Snapshots(**blocks, state=state, n_bid=counts[0], n_ask=counts[1]))
     made = {name: blocks[f][k, :n] for f in families for k, name in enumerate(names[f])}
     return made | {"book_state": state, "n_bid_levels": counts[0], "n_ask_levels": counts[1]}

@@ -31,15 +31,19 @@ _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=
 def clock_of(record: Mapping, clock: str) -> int:
     "The record's clock in microseconds; `SchemaError` if it has none."
     value = record.get(clock)
-    if value is None: raise SchemaError("the record has no clock", column=clock, expected="a datetime, or microseconds" if clock == "capture_ts" else "milliseconds")
+    if value is None:
+        expected = "a datetime, or microseconds" if clock == "capture_ts" else "milliseconds"
+        raise SchemaError("the record has no clock", column=clock, expected=expected)
     if clock == "timestamp": return int(value) * 1000
     if not isinstance(value, datetime): return int(value)
-    if value.tzinfo is None: raise SchemaError("a time without a zone is ambiguous", column=clock, expected="a datetime in UTC")
+    if value.tzinfo is None:
+        raise SchemaError("a time without a zone is ambiguous", column=clock, expected="a datetime in UTC")
     return (value - _EPOCH) // _MICROSECOND
 
 def record_side(records: list[Mapping], name: str) -> Side:
     "One side of the `records`, as kernels read it."
-    sides = [[(x["price"], x["size"]) if isinstance(x, Mapping) else (x[0], x[1]) for x in r[name] or ()] for r in records]
+    sides = [
+        [(x["price"], x["size"]) if isinstance(x, Mapping) else (x[0], x[1]) for x in r[name] or ()] for r in records]
     values = np.array([level for side in sides for level in side], np.float64).reshape(-1, 2)
     offset = np.concatenate([[0], np.cumsum([len(s) for s in sides])])
     return Side(read_only(values[:, 0], np.float64), read_only(values[:, 1], np.float64), read_only(offset, np.int64))
@@ -53,9 +57,10 @@ def _reader(column: Column, config: FeatureConfig) -> Callable:
     if isinstance(column.dtype, pl.Enum):
         names = column.dtype.categories.to_list()
         return lambda v: names[v] if v < len(names) else None
-    kind = bool if column.dtype == pl.Boolean else int if column.dtype.is_integer() else float
-    if kind is float and config.output_dtype == "float32": return lambda v: float(np.float32(v)) if v == v else None
-    return lambda v: kind(v) if v == v else None
+    if column.dtype == pl.Boolean: return lambda v: bool(v) if v == v else None
+    if column.dtype.is_integer(): return lambda v: int(v) if v == v else None
+    narrow = np.float32 if config.output_dtype == "float32" else np.float64
+    return lambda v: float(narrow(v)) if abs(narrow(v)) < np.inf else None
 
 class _SeenBooks:
     "The books of the last `capture_ts`, in order to know repeats."
@@ -66,7 +71,8 @@ class _SeenBooks:
     def is_new(self, record: Mapping) -> bool:
         "Whether `record` repeats none of them; it is remembered then."
         if record.get("capture_ts") is None: return True
-        t, book = clock_of(record, "capture_ts"), (record.get("nonce") or 0, *(_pairs(record[s]) for s in ("bids", "asks")))
+        t = clock_of(record, "capture_ts")
+        book = record.get("nonce") or 0, *(_pairs(record[s]) for s in ("bids", "asks"))
         if t != self.t: self.t, self.books = t, []
         if book in self.books: return False
         self.books.append(book)
@@ -81,7 +87,9 @@ class _SeenBooks:
 
 def _pairs(levels: Iterable | None) -> list[tuple[float, float]]:
     "Levels of a record as pairs of floats."
-    return [(float(x["price"]), float(x["size"])) if isinstance(x, Mapping) else (float(x[0]), float(x[1])) for x in levels or ()]
+    return [
+        (float(x["price"]), float(x["size"])) if isinstance(x, Mapping) else (float(x[0]), float(x[1]))
+        for x in levels or ()]
 
 class _SeenTrades:
     "The trades of the last `dedup_window_s`, in order to know repeats."
@@ -94,9 +102,11 @@ class _SeenTrades:
         if name in (None, ""): return True
         if str(name) in self.ids: return False
         t = clock_of(record, self.config.clock)
-        self.rows.append({"clock": t, "trade_id": str(name), **{k: record.get(k) for k in ("timestamp", "side", "price", "amount")}})
+        values = {k: record.get(k) for k in ("timestamp", "side", "price", "amount")}
+        self.rows.append({"clock": t, "trade_id": str(name), **values})
         self.ids.add(str(name))
-        while self.rows[0]["clock"] <= t - self.config.dedup_window_s * US: self.ids.discard(self.rows.popleft()["trade_id"])
+        edge = t - self.config.dedup_window_s * US
+        while self.rows[0]["clock"] <= edge: self.ids.discard(self.rows.popleft()["trade_id"])
         return True
 
 # %% ../../nbs/20_features/23_state.ipynb #17f02e4b
@@ -105,19 +115,24 @@ class SymbolState:
 
     `features` names columns, default: what `config` selects. `trades=False`: there is no trades channel, and columns
     that need one are None. `state`: of this symbol, from `state()`, or from a partition that the executor made."""
-    def __init__(self, config: FeatureConfig | None = None, *, features: Iterable[str] = (), trades: bool = True, state: dict | None = None):
+    def __init__(self, config: FeatureConfig | None = None, *, features: Iterable[str] = (), trades: bool = True,
+                 state: dict | None = None):
         config, names, state = config or FeatureConfig(), tuple(features), state or {}
-        if names: config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": asked_windows(names) | set(config.rolling_windows)})
+        if names:
+            windows = asked_windows(names) | set(config.rolling_windows)
+            config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": windows})
         self.config, columns, clean = config, select(Catalogue("orderbook", config)), state.get("clean", {})
         self.processor = StatefulFeatureProcessor(config, columns, state.get("books"), trades=trades)
         self._readers = [(c.name, _reader(c, config)) for c in columns]
         self._books = _SeenBooks(clean.get("last", pl.DataFrame(schema=_LAST)))
         self._trades = _SeenTrades(clean.get("seen", pl.DataFrame(schema=SEEN)), config)
 
-    def push(self, books: Mapping | Iterable[Mapping], trades: Mapping | Iterable[Mapping] = ()) -> dict | list[dict | None] | None:
+    def push(self, books: Mapping | Iterable[Mapping],
+             trades: Mapping | Iterable[Mapping] = ()) -> dict | list[dict | None] | None:
         """Columns of one book as a dict, of several as a list of dicts; None for a book that is a repeat.
 
-        `trades` came before the books, or with them. `BadDataError` for values that cannot be and for what comes too late."""
+        `trades` came before the books, or with them. `BadDataError` for values that cannot be and for what comes too
+        late."""
         records = [books] if isinstance(books, Mapping) else list(books)
         t = np.array([clock_of(r, self.config.clock) for r in records], np.int64)
         self._check_order(t)
@@ -129,7 +144,7 @@ class SymbolState:
         return made[0] if isinstance(books, Mapping) else made
 
     def push_trades(self, trades: Mapping | Iterable[Mapping]) -> int:
-        "Take in trades (`price`, `amount`, `side`, the clock, `trade_id` or `id`), in order; returns how many were new."
+        "Take in trades (`price`, `amount`, `side`, the clock, `trade_id` or `id`), in order; returns how many are new."
         records = [trades] if isinstance(trades, Mapping) else list(trades)
         if not records: return 0
         t = np.array([clock_of(r, self.config.clock) for r in records], np.int64)
@@ -144,8 +159,9 @@ class SymbolState:
 
     def state(self) -> dict:
         "All that a continued run needs; `core.state.dump_state` makes bytes of it."
-        seen = {"seen": pl.DataFrame(list(self._trades.rows), SEEN, orient="row")} if self.processor.merge is not None else {}
-        return {"books": self.processor.state(), "clean": {"last": self._books.frame()} | seen}
+        clean = {"last": self._books.frame()}
+        if self.processor.merge is not None: clean["seen"] = pl.DataFrame(list(self._trades.rows), SEEN, orient="row")
+        return {"books": self.processor.state(), "clean": clean}
 
     def _compute(self, t: np.ndarray, records: list[Mapping]) -> list[dict]:
         if not records: return []
@@ -155,21 +171,23 @@ class SymbolState:
     def _check_order(self, t: np.ndarray) -> None:
         last = self.processor.last_clock
         if t.size and ((last is not None and t[0] < last) or (np.diff(t) < 0).any()):
-            raise BadDataError("the book is older than one before it", column=self.config.clock, expected="rising clocks", fix="Set it aside.")
+            raise BadDataError("the book is older than one before it", column=self.config.clock,
+                               expected="rising clocks", fix="Set it aside.")
 
 # %% ../../nbs/20_features/23_state.ipynb #37cf49ed
 class BarBuilder:
     """Live time bars of one stream of `trades`, `ticker` or `orderbook` (with the columns that bars need).
 
     `durations` in seconds, default `bar_durations` of `config`. `state`: from `state()`."""
-    def __init__(self, channel: str, config: FeatureConfig | None = None, durations: Iterable[int] = (), state: dict | None = None):
+    def __init__(self, channel: str, config: FeatureConfig | None = None, durations: Iterable[int] = (),
+                 state: dict | None = None):
         config = config or FeatureConfig()
         self.bars = BarsProcessor(channel, config, tuple(durations) or config.bar_durations, state)
 
     def push(self, rows: pl.DataFrame | Mapping | Iterable[Mapping]) -> dict[int, pl.DataFrame]:
         "Take in rows, in order; returns the bars that they closed, by duration, without durations that closed none."
-        frame = rows if isinstance(rows, pl.DataFrame) else _row_frame([rows] if isinstance(rows, Mapping) else list(rows))
-        closed = self.bars.process(frame)
+        rows = [rows] if isinstance(rows, Mapping) else rows
+        closed = self.bars.process(rows if isinstance(rows, pl.DataFrame) else _row_frame(list(rows)))
         return {d: self.bars.frame(d, [bars]).filter("is_complete") for d, bars in closed.items() if bars.size}
 
     def open_bars(self) -> dict[int, pl.DataFrame]:

@@ -11,9 +11,11 @@ from ..core.catalog import Column
 from ..core.config import FeatureConfig
 from ..core.errors import BadDataError
 from .books import Side, check_depth, sides
-from .impact import BETA, INTERVAL, KYLE, PAIR, BookClocks, beta_window_batch, kyle_batch, most_points, take_points
+from .impact import (
+    BETA, INTERVAL, KYLE, PAIR, BookClocks, beta_window_batch, kyle_batch, most_points, take_points)
 from .order_flow import FLOW, MOTION, flow_batch
-from .processor import Processor, clock_array, column_memory, record_state, restore_record, start_step
+from .processor import (
+    Processor, clock_array, column_memory, record_state, restore_record, start_step)
 from .regime import RANKED, Limits, new_ranks, rank_batch, refill, share_window_batch
 from .snapshot import families_of, family_block, snapshot_arrays
 from .streaming import US, Tape, new_window
@@ -27,9 +29,10 @@ from .vpin import BUCKET, VPIN, vpin_batch
 __all__ = ['SLOPE_WINDOW_S', 'SLOPE_STATS', 'SIGMA', 'NO_TRADES', 'part_columns', 'parts_of', 'needed_families', 'tape_state',
            'restore_tape', 'BookWindows', 'trade_arrays', 'TradeMerge', 'StatefulFeatureProcessor']
 
-# %% ../../nbs/20_features/17_stateful.ipynb #1288be24
+# %% ../../nbs/20_features/17_stateful.ipynb #aa334cfd
 SLOPE_WINDOW_S = 60          # seconds, of the windows over slopes and centre of gravity
-SLOPE_STATS = tuple(f"{v}_{s}_{SLOPE_WINDOW_S}s" for v in ("bid_slope", "ask_slope", "cog_vs_mid") for s in ("mean", "std"))
+SLOPE_STATS = tuple(
+    f"{v}_{s}_{SLOPE_WINDOW_S}s" for v in ("bid_slope", "ask_slope", "cog_vs_mid") for s in ("mean", "std"))
 SIGMA = "depth_0_5bps_sigma"
 
 def part_columns(config: FeatureConfig) -> dict[str, set[str]]:
@@ -69,16 +72,18 @@ def restore_tape(tape: Tape, values: tuple[str, ...], state: dict) -> int:
     for k in range(tape.rows.count.shape[1]): tape.rows.count[:n, k] = state[f"count_{k}"]
     return n
 
-# %% ../../nbs/20_features/17_stateful.ipynb #031cd954
+# %% ../../nbs/20_features/17_stateful.ipynb #fb601dc0
 _TAPED = dict(zip(BOOK_VALUES, (
-    "ofi", "mlofi", "log_return", "relative_spread", "bid_slope_regression", "ask_slope_regression", "cog_vs_mid", "depth_5bps")))
+    "ofi", "mlofi", "log_return", "relative_spread", "bid_slope_regression", "ask_slope_regression", "cog_vs_mid",
+    "depth_5bps")))
 
 class BookWindows:
     "The tape of a stream's books and all windows over it."
     def __init__(self, config: FeatureConfig, wanted: set[str], parts: set[str]):
         self.config, self.parts = config, parts
         regime = config.spread_regime_window
-        self.rolls = {w: new_window(w, ACCUMULATORS) for w in config.rolling_windows if wanted & {f"{n}_{w}s" for n in ROLLED}}
+        self.rolls = {
+            w: new_window(w, ACCUMULATORS) for w in config.rolling_windows if wanted & {f"{n}_{w}s" for n in ROLLED}}
         sized = {"slopes": (SLOPE_WINDOW_S, 9), "sigma": (regime, 3), "ranks": (regime, 0), "shares": (regime, 3),
                  "beta": (config.kyle_lambda_window, PAIR)}
         need = parts | ({"ranks", "shares"} if "regime" in parts else set())
@@ -120,15 +125,18 @@ class BookWindows:
 
     def _limits(self) -> Limits:
         c = self.config
-        if c.use_dynamic_spread_regime: return Limits(True, float(c.spread_tight_percentile), float(c.spread_wide_percentile))
+        if c.use_dynamic_spread_regime:
+            return Limits(True, float(c.spread_tight_percentile), float(c.spread_wide_percentile))
         return Limits(False, float(c.spread_tight_threshold_bps), float(c.spread_wide_threshold_bps))
 
     def _regime(self, lo: int, hi: int, spread: np.ndarray, bps: np.ndarray) -> dict[str, np.ndarray]:
         percentile, regime, place = column_memory(hi - lo), np.empty(hi - lo, np.uint8), self.own["ranks"].rec
         width, tail = int(place["width"][0]), int(place["cur"][0])
-        self.ranks, tail = rank_batch(self.ranks, tail, width, self.tape.rows, lo, hi, spread, bps, self._limits(), percentile, regime)
+        self.ranks, tail = rank_batch(
+            self.ranks, tail, width, self.tape.rows, lo, hi, spread, bps, self._limits(), percentile, regime)
         place["prev"] = place["cur"] = place["head"] = tail
-        return dict(zip(RANKED, (percentile, *self._run("shares", share_window_batch, 2, lo, hi)))) | {"spread_regime": regime}
+        made = dict(zip(RANKED, (percentile, *self._run("shares", share_window_batch, 2, lo, hi))))
+        return made | {"spread_regime": regime}
 
     # ---- state
     def state(self) -> dict:
@@ -137,7 +145,7 @@ class BookWindows:
 
     def restore(self, state: dict) -> None:
         "Go on from `state`."
-        if self.tape is None or state["t"].size == 0: return
+        if self.tape is None or not state or state["t"].size == 0: return
         n = restore_tape(self.tape, BOOK_VALUES, state)
         for w in self.rolls: self._roll(w, 0, n)
         for part, first in (("slopes", BID_SLOPE), ("sigma", DEPTH)):
@@ -206,7 +214,8 @@ class TradeMerge:
         return out
 
     def _kyle(self, books: BookClocks, trades: TradeArrays) -> np.ndarray:
-        length, gap, out = self.config.kyle_interval_s * US, int(self.config.max_gap_s * US), column_memory(3, books.t.size)
+        length, gap = self.config.kyle_interval_s * US, int(self.config.max_gap_s * US)
+        out = column_memory(3, books.t.size)
         most = most_points(self.interval[0], books.t, length, gap)
         end, _ = self.points.extend(most, [self.kyle])
         self.points.end, suffix = kyle_batch(
@@ -231,9 +240,10 @@ class TradeMerge:
         self.ratios[:] = state["ratios"]
         self.waiting = TradeArrays(**state["waiting"])
         if n := restore_tape(self.tape, TRADE_VALUES, state["tape"]):
-            none, nothing = np.empty(0, np.int64), np.empty(0, bool)
+            none, nothing, out = np.empty(0, np.int64), np.empty(0, bool), np.empty((3, 0))
             for w, win in self.windows.items():
-                self.windows[w] = win._replace(suffix=traded_window_batch(win, self.tape.rows, 0, n, none, nothing, np.empty((3, 0))))
+                suffix = traded_window_batch(win, self.tape.rows, 0, n, none, nothing, out)
+                self.windows[w] = win._replace(suffix=suffix)
         if n := restore_tape(self.points, _INTERVALS, state["points"]):
             self.kyle = self.kyle._replace(suffix=take_points(self.kyle, self.kyle.suffix, self.points.rows, 0, n))
 
@@ -245,7 +255,8 @@ class StatefulFeatureProcessor(Processor):
     is null."""
     channel = "orderbook"
 
-    def __init__(self, config: FeatureConfig, columns: Iterable[Column], state: dict | None = None, *, trades: bool = False):
+    def __init__(self, config: FeatureConfig, columns: Iterable[Column], state: dict | None = None, *,
+                 trades: bool = False):
         self.config, self.columns = config, list(columns)
         wanted = {c.name for c in self.columns}
         self.parts, self.families = parts_of(wanted, config), needed_families(wanted, config)
@@ -265,7 +276,7 @@ class StatefulFeatureProcessor(Processor):
 
     @property
     def trades_until(self) -> int | None:
-        "Clock (us) of the last trade taken in, or up to which trades are merged, the later of the two; None before that."
+        "Clock (us) of the last trade taken in, or up to which trades are merged, the later of both; None before that."
         if self.merge is None or (self.merge.waiting.t.size == 0 and self.done < 0): return None
         return max(self.done, int(self.merge.waiting.t[-1])) if self.merge.waiting.t.size else self.done
 
@@ -275,7 +286,8 @@ class StatefulFeatureProcessor(Processor):
 
     def add_trades(self, trades: TradeArrays) -> None:
         "Take in trades, in order, none earlier than what was merged already; they wait for their books."
-        if self.merge is None: raise BadDataError("this processor was made without trades", fix="Make it with trades=True.")
+        if self.merge is None:
+            raise BadDataError("this processor was made without trades", fix="Make it with trades=True.")
         self.check_trade_order(trades.t)
         self.merge.add(trades)
 
@@ -289,7 +301,8 @@ class StatefulFeatureProcessor(Processor):
     def advance(self, until: int) -> None:
         "No book before the clock `until` (us) will come: merge the trades before it."
         if self.merge is None or until <= self.done: return
-        self.merge.take(BookClocks(np.empty(0, np.int64), np.empty(0), np.empty(0, np.uint8)), self.merge.due(until - 1))
+        no_books = BookClocks(np.empty(0, np.int64), np.empty(0), np.empty(0, np.uint8))
+        self.merge.take(no_books, self.merge.due(until - 1))
         self.done = until
 
     def compute(self, t: np.ndarray, bids: Side, asks: Side) -> dict[str, np.ndarray]:
@@ -307,7 +320,9 @@ class StatefulFeatureProcessor(Processor):
     def _flow(self, t: np.ndarray, bids: Side, asks: Side, made: dict) -> dict[str, np.ndarray]:
         names = (*MOTION, *(f"ofi_L{i}" for i in range(self.config.ofi_levels if self.single else 0)))
         out = family_block(len(names), t.size)
-        flow_batch(self.flow, self.levels, bids, asks, t, made["book_state"], made["fresh"], made["mid_price"], self.weights, out)
+        flow_batch(
+            self.flow, self.levels, bids, asks, t, made["book_state"], made["fresh"], made["mid_price"], self.weights,
+            out)
         return {n: out[k, :t.size] for k, n in enumerate(names)}
 
     def _traded(self, t: np.ndarray, made: dict) -> dict[str, np.ndarray]:
@@ -329,7 +344,7 @@ class StatefulFeatureProcessor(Processor):
         restore_record(self.step, state["step"])
         restore_record(self.flow, state["flow"])
         for i, k in enumerate(_SIDES): self.levels[0, i] = state["levels"][k]
-        self.windows.restore(state["books"])
+        self.windows.restore(state.get("books", {}))
         if self.merge is not None and "trades" in state:
             self.merge.restore(state["trades"])
             self.done = state["done"]

@@ -33,7 +33,7 @@ def begin_block(w, acc, suffix, rows, i, block):
 
 @jit
 def traded_window_batch(win, rows, lo, hi, t, good, out):
-    """Columns `TRADED` (3, n) as of books with clocks `t`, where `good`; trades lo .. hi are the ones still to be taken.
+    """Columns `TRADED` (3, n) as of books with clocks `t`, where `good`; trades lo .. hi are those still to be taken.
 
     All trades are taken, those after the last book too. Returns the suffix."""
     w, acc, suffix, width = win.rec[0], win.acc, win.suffix, win.rec[0]["width"]

@@ -12,8 +12,9 @@ __all__ = ['BOOK_VALUES', 'OFI', 'MLOFI', 'RETURN', 'SPREAD', 'BID_SLOPE', 'ASK_
            'ACCUMULATORS', 'add_value', 'joined', 'roll_suffix', 'roll_window_batch', 'moment_suffix',
            'moment_window_batch']
 
-# %% ../../nbs/20_features/12_volatility.ipynb #61b9935f
-BOOK_VALUES = ("ofi", "mlofi", "log_return", "relative_spread", "bid_slope", "ask_slope", "cog", "depth", "tight", "wide")
+# %% ../../nbs/20_features/12_volatility.ipynb #4baff127
+BOOK_VALUES = (
+    "ofi", "mlofi", "log_return", "relative_spread", "bid_slope", "ask_slope", "cog", "depth", "tight", "wide")
 OFI, MLOFI, RETURN, SPREAD, BID_SLOPE, ASK_SLOPE, COG, DEPTH, TIGHT, WIDE = range(len(BOOK_VALUES))
 
 # %% ../../nbs/20_features/12_volatility.ipynb #b66a20b3

@@ -9,7 +9,8 @@ import numpy as np
 from .streaming import US, jit
 
 # %% auto #0
-__all__ = ['BUCKET', 'FULL', 'DAY_US', 'DAY_BUCKETS', 'MANY', 'VPIN', 'fill_buckets', 'mean_ratio', 'count_day', 'vpin_batch']
+__all__ = ['BUCKET', 'FULL', 'DAY_US', 'DAY_BUCKETS', 'MOST', 'MANY', 'VPIN', 'fill_buckets', 'mean_ratio', 'count_day',
+           'vpin_batch']
 
 # %% ../../nbs/20_features/16_vpin.ipynb #b021aea2
 #: the open bucket: its size, what is in it, bought and sold (base); complete buckets so far; for `auto`: the day whose
@@ -18,6 +19,7 @@ BUCKET = np.dtype([("size", "f8"), ("fill", "f8"), ("bought", "f8"), ("sold", "f
                    ("day", "i8"), ("volume", "f8"), ("next", "f8")])
 FULL = 1e-12             # a bucket that lacks less than this share of its size is full
 DAY_US, DAY_BUCKETS = 86_400 * US, 50
+MOST = 2**32 - 1         # what the column of counts can hold; beyond, the count is null
 MANY = 1_000_000         # more whole buckets than this in one trade are counted, not filled one by one
 
 @jit
@@ -36,7 +38,7 @@ def fill_buckets(s, ratios, sign, amount):
         s["bought"] += part if sign > 0 else 0.5 * part if sign == 0 else 0.0
         s["sold"] += part if sign < 0 else 0.5 * part if sign == 0 else 0.0
         if s["size"] - s["fill"] <= FULL * s["size"]:
-            ratios[s["count"] % ratios.size] = abs(s["bought"] - s["sold"]) / s["size"]
+            ratios[s["count"] % ratios.size] = min(abs(s["bought"] - s["sold"]) / s["size"], 1.0)
             s["count"] += 1
             s["fill"] = s["bought"] = s["sold"] = 0.0
 
@@ -71,5 +73,6 @@ def vpin_batch(rec, ratios, auto, trades, t, good, out):
             at += 1
         if j == t.size: break
         if s["count"] != known: value, known = mean_ratio(ratios, s["count"]), s["count"]
-        out[0, j], out[1, j] = (value, float(known)) if good[j] else (np.nan, np.nan)
+        out[0, j] = value if good[j] else np.nan
+        out[1, j] = float(known) if good[j] and known <= MOST else np.nan
         out[2, j] = s["next"] if good[j] and s["next"] > 0.0 else np.nan

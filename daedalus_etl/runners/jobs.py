@@ -26,7 +26,8 @@ def features_config(channel: str, storage: StorageConfig, source: str | None = N
                     trades: str | None = None) -> TransformConfig:
     """Bronze to silver for one channel: input named like the channel, output `silver`.
 
-    `orderbook` has a second input, `trades`: the folder given, or the one beside its own if there is one; "" for none."""
+    `orderbook` has a second input, `trades`: the folder given, or the one beside its own if there is one; "" for
+    none."""
     where = source or f"{storage.input_root}/{channel}"
     inputs = {channel: InputConfig(name=channel, path=where, format=fmt)}
     beside = str(Path(where).parent / "trades") if trades is None else trades

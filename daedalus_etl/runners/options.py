@@ -49,11 +49,13 @@ FEATURE_FLAGS: dict[str, dict] = {
     "--rolling-windows": dict(type=_numbers, metavar="S,S", help="window lengths in seconds; turns rolling on")}
 
 BOOK_FLAGS: dict[str, dict] = {
-    "--trades": dict(metavar="PATH", help="folder of bronze trades beside the books (the folder trades next to theirs)"),
+    "--trades": dict(
+        metavar="PATH", help="folder of bronze trades beside the books (the folder trades next to theirs)"),
     "--no-trades": dict(action="store_true", help="use no trades: columns that need them are null")}
 
 BAR_FLAGS: dict[str, dict] = {
-    "--channel": dict(choices=["trades", "ticker", "orderbook"], default="trades", help="silver channel to make bars of (trades)"),
+    "--channel": dict(
+        choices=["trades", "ticker", "orderbook"], default="trades", help="silver channel to make bars of (trades)"),
     "--durations": dict(type=_numbers, metavar="S,S", help="bar lengths in seconds (60,300,900,3600)")}
 
 def add_flags(parser: argparse.ArgumentParser, *groups: dict[str, dict]) -> argparse.ArgumentParser:

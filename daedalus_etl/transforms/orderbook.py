@@ -21,10 +21,10 @@ class OrderbookFeatureTransform(StreamTransform):
     channel, gathered, checks_levels = "orderbook", ("trades",), True
     parameters = (
         *StreamTransform.parameters, "depth_levels", "max_levels", "imbalance_levels", "bands_bps", "cost_notionals",
-        "smart_depth_decay", "drop_raw_book_arrays", "ofi_levels", "ofi_decay_alpha", "ofi_per_level", "kyle_lambda_window",
-        "kyle_interval_s", "enable_vpin", "vpin_bucket_size", "vpin_window_buckets", "use_dynamic_spread_regime",
-        "spread_regime_window", "spread_tight_percentile", "spread_wide_percentile", "spread_tight_threshold_bps",
-        "spread_wide_threshold_bps")
+        "smart_depth_decay", "drop_raw_book_arrays", "ofi_levels", "ofi_decay_alpha", "ofi_per_level",
+        "kyle_lambda_window", "kyle_interval_s", "enable_vpin", "vpin_bucket_size", "vpin_window_buckets",
+        "use_dynamic_spread_regime", "spread_regime_window", "spread_tight_percentile", "spread_wide_percentile",
+        "spread_tight_threshold_bps", "spread_wide_threshold_bps")
 
     def _beside(self, inputs: dict[str, pl.LazyFrame]) -> dict[str, pl.LazyFrame]:
         return {"trades": inputs["trades"]} if "trades" in inputs else {}
