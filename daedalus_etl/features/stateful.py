@@ -10,7 +10,7 @@ import polars as pl
 from ..core.catalog import Column
 from ..core.config import FeatureConfig
 from ..core.errors import BadDataError
-from .books import Side, check_depth, sides
+from .books import Side, check_depth, read_only, sides
 from .impact import (
     BETA, INTERVAL, KYLE, PAIR, BookClocks, beta_window_batch, kyle_batch, most_points, take_points)
 from .order_flow import FLOW, MOTION, flow_batch
@@ -26,8 +26,8 @@ from .volatility import (
 from .vpin import BUCKET, VPIN, vpin_batch
 
 # %% auto #0
-__all__ = ['SLOPE_WINDOW_S', 'SLOPE_STATS', 'SIGMA', 'NO_TRADES', 'part_columns', 'parts_of', 'needed_families', 'tape_state',
-           'restore_tape', 'BookWindows', 'trade_arrays', 'TradeMerge', 'StatefulFeatureProcessor']
+__all__ = ['SLOPE_WINDOW_S', 'SLOPE_STATS', 'SIGMA', 'NO_TRADES', 'NO_BOOKS', 'part_columns', 'parts_of', 'needed_families',
+           'tape_state', 'restore_tape', 'BookWindows', 'trade_arrays', 'TradeMerge', 'StatefulFeatureProcessor']
 
 # %% ../../nbs/20_features/17_stateful.ipynb #aa334cfd
 SLOPE_WINDOW_S = 60          # seconds, of the windows over slopes and centre of gravity
@@ -157,8 +157,9 @@ class BookWindows:
             self.ranks, tail = refill(self.ranks, self.tape.rows, n, int(place["width"][0]))
             place["prev"] = place["cur"] = place["head"] = tail
 
-# %% ../../nbs/20_features/17_stateful.ipynb #a46a00fb
+# %% ../../nbs/20_features/17_stateful.ipynb #75d45d8d
 NO_TRADES = TradeArrays(np.empty(0, np.int64), np.empty(0, np.int8), np.empty(0))
+NO_BOOKS = BookClocks(read_only((), np.int64), np.empty(0), np.empty(0, np.uint8))
 _INTERVALS = ("flow", "log_return")
 
 def trade_arrays(frame: pl.DataFrame, clock: str) -> TradeArrays:
@@ -240,7 +241,7 @@ class TradeMerge:
         self.ratios[:] = state["ratios"]
         self.waiting = TradeArrays(**state["waiting"])
         if n := restore_tape(self.tape, TRADE_VALUES, state["tape"]):
-            none, nothing, out = np.empty(0, np.int64), np.empty(0, bool), np.empty((3, 0))
+            none, nothing, out = NO_BOOKS.t, np.empty(0, bool), np.empty((3, 0))
             for w, win in self.windows.items():
                 suffix = traded_window_batch(win, self.tape.rows, 0, n, none, nothing, out)
                 self.windows[w] = win._replace(suffix=suffix)
@@ -301,12 +302,12 @@ class StatefulFeatureProcessor(Processor):
     def advance(self, until: int) -> None:
         "No book before the clock `until` (us) will come: merge the trades before it."
         if self.merge is None or until <= self.done: return
-        no_books = BookClocks(np.empty(0, np.int64), np.empty(0), np.empty(0, np.uint8))
-        self.merge.take(no_books, self.merge.due(until - 1))
+        self.merge.take(NO_BOOKS, self.merge.due(until - 1))
         self.done = until
 
     def compute(self, t: np.ndarray, bids: Side, asks: Side) -> dict[str, np.ndarray]:
         "Columns of n books with clocks `t` (us), as arrays by name; NaN (255 in classes) for undefined."
+        t = read_only(t, np.int64)
         for side, name in ((bids, "bids"), (asks, "asks")): check_depth(side, self.config.max_levels, name, t)
         made = snapshot_arrays(bids, asks, self.config, self.families)
         made |= self._steps(t, made["mid_price"])
