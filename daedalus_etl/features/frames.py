@@ -15,7 +15,7 @@ from .cleaning import CleanBooks, CleanRows, CleanTrades
 from .orderbook import book_columns
 from .processor import Processor
 from .resample import STALENESS, Resampler
-from .stateful import StatefulFeatureProcessor, trade_arrays
+from .stateful import StatefulFeatureProcessor, need_trades, trade_arrays
 from .streaming import US
 from .ticker import TickerProcessor
 from .trades import TradesProcessor
@@ -162,8 +162,9 @@ class _FramePass:
         if self.channel == "orderbook":
             # a state is complete whatever columns this pass is asked for
             columns = self.columns if self.states is not None else columns
-            feed = BookFeed(own, columns, state, trades=self.trades is not None, strict=self.context is None)
-            made = feed.batches(part, found, _same_stream(self.trades, key), self._partition_end())
+            trades = _same_stream(self.trades, key) if need_trades([c.name for c in columns], own) else None
+            feed = BookFeed(own, columns, state, trades=trades is not None, strict=self.context is None)
+            made = feed.batches(part, found, trades, self._partition_end())
         else:
             feed = StreamFeed(self.channel, own, columns, state)
             made = feed.batches(part, found)

@@ -26,8 +26,9 @@ from .volatility import (
 from .vpin import BUCKET, VPIN, vpin_batch
 
 # %% auto #0
-__all__ = ['SLOPE_WINDOW_S', 'SLOPE_STATS', 'SIGMA', 'NO_TRADES', 'NO_BOOKS', 'part_columns', 'parts_of', 'needed_families',
-           'tape_state', 'restore_tape', 'BookWindows', 'trade_arrays', 'TradeMerge', 'StatefulFeatureProcessor']
+__all__ = ['SLOPE_WINDOW_S', 'SLOPE_STATS', 'SIGMA', 'NO_TRADES', 'NO_BOOKS', 'part_columns', 'parts_of', 'need_trades',
+           'needed_families', 'tape_state', 'restore_tape', 'BookWindows', 'trade_arrays', 'TradeMerge',
+           'StatefulFeatureProcessor']
 
 # %% ../../nbs/20_features/17_stateful.ipynb #aa334cfd
 SLOPE_WINDOW_S = 60          # seconds, of the windows over slopes and centre of gravity
@@ -48,6 +49,10 @@ def parts_of(names: Iterable[str], config: FeatureConfig) -> set[str]:
     wanted = set(names)
     parts = {p for p, columns in part_columns(config).items() if columns & wanted}
     return parts | ({"flow"} if parts & {"roll", "beta"} else set())
+
+def need_trades(names: Iterable[str], config: FeatureConfig) -> bool:
+    "Whether one of the columns `names` is made from trades."
+    return bool(parts_of(names, config) & {"traded", "kyle", "vpin"})
 
 def needed_families(names: Iterable[str], config: FeatureConfig) -> set[str]:
     "The families of the single snapshot that must be computed for the columns `names`."
