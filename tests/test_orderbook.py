@@ -141,23 +141,13 @@ def level_lines(side, m):
     return [(x, size(ten[:i + 1])) for i, x in enumerate(d)], [(x, math.log(q)) for x, (_, q) in zip(d, ten)]
 
 
-def uncentred(points):
-    "What an error of n eps in the mean of x adds to the slope, where y is not taken from its own mean."
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    sxx = math.fsum((x - math.fsum(xs) / len(xs))**2 for x in xs)
-    return 4 * len(xs) * EPS * max(xs) * math.fsum(map(abs, ys)) / sxx if len(xs) > 2 else 0.0
-
-
 def shape_slack(name, side, m, e):
-    """Regressions over the levels: `line_slack` of a cumulative size, right to n eps, or of a logarithm.
-
-    And `uncentred`, which the data do not demand: see `test_equal_sizes_do_not_decay`."""
+    "Regressions over the levels: `line_slack` of a cumulative size, right to n eps, or of a logarithm."
     sums, logs = level_lines(side, m)
     far = EPS * max(x for x, _ in sums)
     depth = line_slack(sums, far, len(sums) * e * sums[-1][1])
     decay = line_slack(logs, far, EPS * max(abs(y) for _, y in logs))
-    return {f"{name}_slope_regression": depth[0] + uncentred(sums),
-            f"{name}_exp_decay_rate": decay[0] + uncentred(logs)}
+    return {f"{name}_slope_regression": depth[0], f"{name}_exp_decay_rate": decay[0]}
 
 
 def asymmetry_slack(row, own):
@@ -356,6 +346,38 @@ def one_book(bids, asks, seconds=0.0):
     return {"capture_ts": us, "timestamp": us // 1000, "nonce": None, "bids": bids, "asks": asks}
 
 
+def quoted(seconds, bid, ask):
+    return one_book([(bid, 1.0)], [(ask, 1.0)], seconds)
+
+
+@pytest.mark.parametrize("unit", (1e-6, 1.0, 1e7))
+def test_spreads_near_each_other_meet_the_twin(unit):
+    "Equal to six digits is equal; one more in the sixth digit is not."
+    parts = (0, 1e-7, 4.9e-6, 5.1e-6, 1e-5, 2e-5, 0, -1e-7, -4.9e-7, -5.1e-7, -1e-6, -1e-5, 8, 7.99996, 98, 99.99995)
+    rows = [quoted(k, 1024 * unit, (1026 + x) * unit) for k, x in enumerate(parts)]
+    check(rows, None, config())
+    assert silver(rows[:3], None, config())["spread_percentile"].to_list() == [0.5] * 3
+
+
+def test_a_bucket_is_full_but_for_rounding():
+    "Ten trades of 0.1 add up to 0.9999999999999999."
+    rows, trades = [quoted(k, 99, 101) for k in range(40)], [trade(k, amount=0.1) for k in range(40)]
+    check(rows, trades, config(vpin_window_buckets=2))
+    counts = silver(rows, trades, config())["vpin_bucket_count"]
+    assert counts.to_list() == [(k + 1) // 10 for k in range(40)]
+
+
+def test_buckets_of_a_daily_size_meet_the_twin():
+    "Days of different volume, one of none; the open bucket keeps the size that it began with. All amounts are exact."
+    times = [*range(0, 300_000, 7001), *range(500_000, 700_000, 9001)]
+    trades = [trade(t, ("buy", "sell", "buy", "")[k % 4], amount=(1 + k * k % 37) / 8) for k, t in enumerate(times)]
+    rows, cfg = [quoted(t + 1, 99, 101) for t in times], config(vpin_bucket_size="auto", vpin_window_buckets=3)
+    got, want = silver(rows, trades, cfg).to_dicts(), twin.orderbook(rows, trades, cfg)
+    names = ("vpin", "vpin_bucket_count", "vpin_bucket_size")
+    assert [(n, c) for n, (g, w) in enumerate(zip(got, want)) for c in names if not close(g[c], w[c])] == []
+    assert len({w["vpin_bucket_size"] for w in want}) > 5 and want[-1]["vpin"] is not None
+
+
 @pytest.mark.parametrize("n, depth_levels", ((300, 300), (65, 65), (64, 64), (5000, 20)))
 def test_deep_books_meet_the_twin(n, depth_levels):
     "Hundreds of levels taken, and thousands stored."
@@ -370,9 +392,11 @@ def test_deep_books_meet_the_twin(n, depth_levels):
     ([(100.0, 1e9), (99.0, 1e-8), (98.0, 1e-8)], [(101.0, 1e-8), (102.0, 1e9)]),
     ([(61_234.5, 1.0)], [(math.nextafter(61_234.5, math.inf), 1.0)]),
     ([(100 - k * 1e-9, 0.1) for k in range(30)], [(100.5 + k * 1e-9, 0.1) for k in range(30)]),
-    (None, [(1.0, 1.0)]), (None, None), ([(1.0, 0.0)], [(2.0, -0.0)])), ids=range(9))
+    (None, [(1.0, 1.0)]), (None, None), ([(1.0, 0.0)], [(2.0, -0.0)]),
+    ([(99.0, 1000 / 99 * (1 - 1e-8))], [(101.0, 1000 / 101 * (1 - 1e-10))])), ids=range(10))
 def test_strange_books_meet_the_twin(bids, asks):
-    "Scales far apart, prices an ulp apart, levels close together and far from the mid, sides that are not there."
+    """Scales far apart, prices an ulp apart, levels close together and far from the mid, sides that are not there, and
+    sides that hold nearly what is to be traded."""
     check([one_book(bids, asks), one_book(bids, asks, 1.0), one_book([(1.0, 1.0)], [(3.0, 1.0)], 2.0)], [], config())
 
 
@@ -444,12 +468,13 @@ GAPS = [0, 0, 0.7, 1, 1, 2, 4.999999, 5, 5.000001, 14, 15, 59, 60, 61, 119.5, 12
 BOOKS = fixed_books(clocks_of(GAPS), 3)
 TRADES = fixed_trades(clocks_of(sorted([*GAPS, *GAPS, *np.arange(0, 640, 3.7)])), 4)
 SMALL = dict(vpin_bucket_size=0.3, vpin_window_buckets=5, kyle_lambda_window=60, kyle_interval_s=7)
+NARROW = SMALL | dict(rolling_windows=(5, 60), spread_regime_window=60)     # the state is no longer than any window
 
 
-@pytest.mark.parametrize("dtype", ("float64", "float32"))
+@pytest.mark.parametrize("changes", (SMALL, SMALL | {"output_dtype": "float32"}, NARROW), ids=range(3))
 @pytest.mark.parametrize("restart", (False, True))
-def test_row_by_row_gives_the_same_bits(restart, dtype):
-    cfg, books, trades = config(output_dtype=dtype, **SMALL), book_frame(BOOKS), trade_frame(TRADES)
+def test_row_by_row_gives_the_same_bits(restart, changes):
+    cfg, books, trades = config(**changes), book_frame(BOOKS), trade_frame(TRADES)
     whole = feed(cfg, books, trades)[0]
     made = feed(cfg, books, trades, range(1, books.height), [0, 2, 0, 1] * books.height, restart=restart)[0]
     same(made, whole)
@@ -616,10 +641,6 @@ def test_cost_rises_with_the_amount(rows):
             n = len(row["bids"]) + len(row["asks"])
             assert got[:len(given_)] == tuple(given_)
             assert all(a <= b * (1 + 1e-12) + 4e4 * n * EPS for a, b in zip(given_, given_[1:]))
-
-
-def quoted(seconds, bid, ask):
-    return one_book([(bid, 1.0)], [(ask, 1.0)], seconds)
 
 
 def test_a_constant_spread_is_in_the_middle():
