@@ -6,7 +6,7 @@
 __all__ = ['MAX_LISTED', 'where', 'explain', 'did_you_mean', 'DaedalusError', 'ConfigError', 'InputNotFoundError',
            'EmptyMatchError', 'UnknownFeatureError', 'UnknownTransformError', 'MissingExtraError', 'SchemaError',
            'CorruptFileError', 'PartitionError', 'BadDataError', 'TimeUnitError', 'TransformError', 'StateError',
-           'StaleStateError', 'ConflictError']
+           'StaleStateError', 'StorageError', 'ConflictError']
 
 # %% ../../nbs/00_core/00_errors.ipynb #8d7dac68
 import difflib
@@ -131,6 +131,9 @@ class StateError(DaedalusError):
 
 class StaleStateError(StateError):
     "The state before the first selected partition is out of date: earlier partitions must be recomputed first."
+
+class StorageError(DaedalusError):
+    "The disk or the filesystem refuses: it is full, read-only, broken, a right is missing, or it lacks a guarantee."
 
 class ConflictError(DaedalusError):
     "A partition changed between our reading and our commit, or the target holds another configuration's data."
