@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..core.errors import StateError
 from ..core.state import dump_state, load_state, state_hash
-from .commit import Dataset, write_whole
+from .commit import Dataset, put_artifact
 
 # %% auto #0
 __all__ = ['StateKey', 'state_path', 'state_bytes', 'save_artifact', 'load_artifact', 'read_state']
@@ -37,8 +37,7 @@ def state_bytes(key: StateKey, state: Mapping) -> bytes:
 
 def save_artifact(dataset: Dataset, data: bytes) -> str:
     "Write the bytes of a state beside the dataset, durable and under their hash, which is returned."
-    path = state_path(dataset, digest := state_hash(data))
-    if not path.exists(): write_whole(path, lambda p: p.write_bytes(data))
+    put_artifact(dataset, state_path(dataset, digest := state_hash(data)), data)
     return digest
 
 def load_artifact(dataset: Dataset, key: StateKey, digest: str) -> dict:
