@@ -92,6 +92,7 @@ class OutputConfig(_Compressed):
     format: Format = DataFormat.PARQUET
     partition_cols: Annotated[tuple[Text, ...], Field(strict=False)] = PARTITION_COLS  # outermost folder first
     mode: Annotated[WriteMode, Field(strict=False)] = WriteMode.OVERWRITE_PARTITION
+    key_cols: Annotated[tuple[Text, ...], Field(strict=False)] = ()  # of merge; none: trade_id, or capture_ts and nonce
     tier: Annotated[DataTier, Field(strict=False)] | None = None
 
     @model_validator(mode='after')
@@ -120,6 +121,7 @@ class TransformConfig(ConfigModel):
     inputs: dict[str, InputConfig]
     outputs: dict[str, OutputConfig]
     mode: Annotated[ProcessingMode, Field(strict=False)] = ProcessingMode.BATCH
+    atomic: Literal['partition', 'run'] = 'partition'  # what becomes visible at once: each unit, or the whole run
 
     @model_validator(mode='after')
     def _names_agree(self):

@@ -6,7 +6,7 @@
 __all__ = ['MAX_LISTED', 'where', 'explain', 'did_you_mean', 'DaedalusError', 'ConfigError', 'InputNotFoundError',
            'EmptyMatchError', 'UnknownFeatureError', 'UnknownTransformError', 'MissingExtraError', 'SchemaError',
            'CorruptFileError', 'PartitionError', 'BadDataError', 'TimeUnitError', 'TransformError', 'StateError',
-           'StaleStateError', 'StorageError', 'ConflictError']
+           'StaleStateError', 'StorageError', 'ConflictError', 'InputChangedError']
 
 # %% ../../nbs/00_core/00_errors.ipynb #8d7dac68
 import difflib
@@ -138,3 +138,6 @@ class StorageError(DaedalusError):
 class ConflictError(DaedalusError):
     "A partition changed between our reading and our commit, or the target holds another configuration's data."
     exit_code = 3
+
+class InputChangedError(ConflictError):
+    "An input file was replaced or removed while it was read."

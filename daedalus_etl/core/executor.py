@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,19 +17,24 @@ from typing import TYPE_CHECKING
 from .base import BaseTransform, StatefulTransform, TransformContext
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
 from .enums import DataFormat, WriteMode
-from .errors import ConfigError, StaleStateError
-from .plan import COLD, NO_PAST, Recipe, Unit, Verdict, find_units, judge, parent_of, recipe
+from .errors import ConfigError, InputChangedError, StaleStateError
+from .outputs import Present, Target, check_room, forbid
+from .plan import (
+    COLD, NO_PAST, UNKNOWN, Recipe, Unit, Verdict, find_again, judge, parent_of, recipe, units_of)
 from .report import RunReport, UnitReport
+from .rest import Rest
 from .state import dump_state, load_state, state_hash
 from .unit import UnitRun, contract_of
-from ..storage.commit import Dataset, write_whole
+from ..storage.commit import Dataset
 from ..storage.dataset import scan_partition
+from ..storage.disk import disk_errors, write_whole
+from ..storage.journal import Change, commit_lakes, discard, open_datasets
 from ..storage.partitions import Partition, PartitionFiles, encode_value
 from ..storage.state import StateKey, load_artifact, read_state
 if TYPE_CHECKING: import polars as pl
 
 # %% auto #0
-__all__ = ['POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor']
+__all__ = ['TRIES', 'RETRY_S', 'POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor']
 
 # %% ../../nbs/40_run/03_executor.ipynb #a0de68c0
 @dataclass
@@ -43,22 +48,33 @@ class Run:
     state_path: Path | None = None
     limit: int | None = None           # rows that are still to be taken; None: all
     dry_run: bool = False
+    insist: bool = False               # write over what this transform did not make
+    pending: list[Change] = field(default_factory=list)     # of a run that is published at its end, as one
     stop: Event = field(default_factory=Event)      # set when the run is interrupted: no further unit is begun
 
     @property
     def limited(self) -> bool: return self.limit is not None
 
-    def targets(self, features: FeatureConfig, *, scratch: bool) -> dict[str, Dataset]:
-        "The datasets that are written, by name; those of a limited run lie in scratch."
+    @property
+    def at_once(self) -> bool:
+        "Whether nothing is published before all is computed."
+        config = self.transform.config
+        whole = config.atomic == "run" or any(o.mode is WriteMode.OVERWRITE for o in config.outputs.values())
+        return whole and not self.limited
+
+    def targets(self, features: FeatureConfig, *, scratch: bool) -> dict[str, Target]:
+        "The outputs that are written, by name; those of a limited run lie in scratch, and replace what is there."
         outputs = self.transform.config.outputs
         parts = {n: n.partition("/") for n in self.transform.datasets(TransformContext(feature_config=features))}
-        found = {n: Dataset.of(outputs[name], below) for n, (name, _, below) in parts.items()}
-        return {n: d.scratch() for n, d in found.items()} if scratch else found
+        found = {n: Target(Dataset.of(outputs[name], below), outputs[name], outputs[name].mode)
+                 for n, (name, _, below) in parts.items()}
+        if not scratch: return found
+        return {n: Target(t.dataset.scratch(), t.output, WriteMode.OVERWRITE_PARTITION) for n, t in found.items()}
 
 # %% ../../nbs/40_run/03_executor.ipynb #f03c9040
 class States:
     "Where the states of one chain come from: the unit before, the artifact that a footer names, or a given file."
-    def __init__(self, run: Run, key: StateKey, partition: Partition, home: Dataset):
+    def __init__(self, run: Run, key: StateKey, partition: Partition, home: Target):
         self.run, self.key, self.home = run, key, home
         self.last: Partition | None = None               # the unit before, if it belongs to this run
         self.last_hash = NO_PAST                         # of the state that it ended in
@@ -74,9 +90,9 @@ class States:
         "Hash of the state that `unit` begins with, and a function that loads it; `StaleStateError` if there is none."
         if unit.previous is not None and unit.previous == self.last:
             if self.memory is not None: return self.last_hash, lambda: self.memory
-            return self.last_hash, partial(load_artifact, self.home, self.key, self.last_hash)
-        if unit.previous is not None and (found := parent_of(unit, made_by, [self.home])):
-            return found, partial(load_artifact, self.home, self.key, found)
+            return self.last_hash, partial(load_artifact, self.home.dataset, self.key, self.last_hash)
+        if unit.previous is not None and (found := parent_of(unit, made_by, self.home)):
+            return found, partial(load_artifact, self.home.dataset, self.key, found)
         if (given := self._given(unit)) is not None:
             return state_hash(dump_state(given, self.key.header)), lambda: given
         if unit.previous is None: return NO_PAST, dict
@@ -99,7 +115,7 @@ class States:
         "Leave the last state in the given file, for a run that goes on elsewhere."
         if self.file is None or self.memory is None: return
         data = dump_state(self.memory, self.key.header | {"after": list(self.last.time_key)})
-        write_whole(self.file, lambda p: p.write_bytes(data))
+        with disk_errors(self.file): write_whole(self.file, data)
 
 # %% ../../nbs/40_run/03_executor.ipynb #ea85d7bb
 class Chain:
@@ -129,22 +145,41 @@ class Chain:
         if not stopped and not self.run.dry_run and not self.run.stop.is_set(): self.states.save_end()
 
     def _one(self, unit: Unit) -> UnitReport:
-        try:
-            parent, load = self.states.before(unit, self.made_by) if self.stateful else (NO_PAST, dict)
-            verdict = Verdict("new", "limited run")
-            if not self.run.limited: verdict = judge(unit, self.made_by, parent, list(self.targets.values()))
-            if self.run.dry_run or verdict.status == "done": return self._untouched(unit, verdict)
-            report = self._compute(unit, parent, load)
-        except Exception as e:
-            return UnitReport(unit.partition.path, "failed", f"{type(e).__name__}: {e}", error=e)
+        for left in reversed(range(TRIES)):
+            try:
+                if left < TRIES - 1: unit = find_again(unit, self.run.transform, self.features)
+                return self._try(unit)
+            except InputChangedError as e:
+                if not left: return _failed(unit, e)
+                time.sleep(RETRY_S)
+            except Exception as e: return _failed(unit, e)
+
+    def _try(self, unit: Unit) -> UnitReport:
+        parent, load = self.states.before(unit, self.made_by) if self.stateful else (NO_PAST, dict)
+        present = {n: t.present(unit.partition) for n, t in self.targets.items()}
+        verdict = self._verdict(unit, parent, present)
+        if self.run.dry_run or verdict.status == "done": return self._untouched(unit, verdict)
+        if verdict.status == "conflict": raise forbid(verdict.reason, self.targets[verdict.state], unit.partition)
+        report = self._compute(unit, parent, load, present)
         report.reason = verdict.reason
         return report
 
-    def _untouched(self, unit: Unit, verdict: Verdict) -> UnitReport:
-        self.states.done(unit, verdict.state if verdict.status == "done" else "unknown until it is computed", None)
-        return UnitReport(unit.partition.path, verdict.status, verdict.reason or "up to date", state=verdict.state)
+    def _verdict(self, unit: Unit, parent: str, present: Mapping[str, Present]) -> Verdict:
+        if self.run.limited: return Verdict("new", "limited run")
+        key, name = self.made_by.key(unit, parent), self.transform.config.name
+        for n, t in self.targets.items():
+            why = t.refusal(present[n], name, key, insist=self.run.insist)
+            if why: return Verdict("conflict", why, n)
+        return judge(unit, self.made_by, parent, present)
 
-    def _compute(self, unit: Unit, parent: str, load: Callable[[], dict]) -> UnitReport:
+    def _untouched(self, unit: Unit, verdict: Verdict) -> UnitReport:
+        done = verdict.status == "done"
+        self.states.done(unit, verdict.state if done else UNKNOWN, None)
+        return UnitReport(unit.partition.path, verdict.status, verdict.reason or "up to date",
+                          state=verdict.state if done else None)
+
+    def _compute(self, unit: Unit, parent: str, load: Callable[[], dict], present: Mapping[str, Present]) -> UnitReport:
+        check_room(self.targets.values(), present.values())
         if self.stateful: self.transform.state = dict(load())
         after = [files[0].partition.start for files in unit.following.values() if files]
         context = TransformContext(
@@ -153,7 +188,8 @@ class Chain:
             stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
             lookahead={n: self._later(n, files) for n, files in unit.following.items() if files},
             limit_rows=self.run.limit)
-        report = UnitRun(unit, self.transform, self.made_by, context, self.targets, parent).run()
+        work = UnitRun(unit, self.transform, self.made_by, context, self.targets, present, parent)
+        report = work.run(self.run.pending.extend if self.run.at_once else commit_lakes)
         if self.stateful: self.states.done(unit, report.state, dict(self.transform.state))
         if self.run.limited: self.run.limit -= min(self.run.limit, report.rows_in)
         return report
@@ -162,6 +198,11 @@ class Chain:
         "The stream's later partitions, each opened only when it is asked for."
         c = self.transform.config.inputs[name]
         for pf in files: yield scan_partition(pf, contract_of(c, self.features.clock), c.format, c.extra)
+
+TRIES, RETRY_S = 3, 0.05        # a file that is replaced while it is read is read again, twice
+
+def _failed(unit: Unit, error: Exception) -> UnitReport:
+    return UnitReport(unit.partition.path, "failed", f"{type(error).__name__}: {error}", error=error)
 
 # %% ../../nbs/40_run/03_executor.ipynb #8cecf4f0
 class TransformExecutor:
@@ -181,30 +222,35 @@ class TransformExecutor:
 
     def execute(self, transform: BaseTransform, filter_spec: FilterSpec | None = None,
                 limit_rows: int | None = None, dry_run: bool = False, *,
-                cold_start: bool = False, state_path: str | Path | None = None) -> RunReport:
+                cold_start: bool = False, state_path: str | Path | None = None, replace: bool = False) -> RunReport:
         """Compute the partitions of `transform` that `filter_spec` selects and that are not up to date.
 
         `limit_rows`: take so many rows in all and write to scratch. `dry_run`: only plan. `cold_start`: a chain may
         begin without the state of the partition before it. `state_path`: folder from which chains may take their first
-        state, and in which they leave their last. Raises the first unit's error, with the report as its attribute
-        `report`."""
+        state, and in which they leave their last. `replace`: write over partitions that another transform, or
+        somebody by hand, has written. Raises the first unit's error, with the report as its attribute `report`."""
         if limit_rows is not None and limit_rows < 1:
             raise ConfigError(f"limit_rows={limit_rows}", expected="at least 1 row")
         _check_paths(transform)
         _check_outputs(transform)
         began, execution_id = time.perf_counter(), uuid.uuid4().hex[:12]
         run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start,
-                  Path(state_path) if state_path else None, limit_rows, dry_run)
-        ahead = transform.lookahead_s(self.feature_config)
-        units = find_units(transform.config, filter_spec, lookahead_s=ahead, gathered=transform.gathered)
+                  Path(state_path) if state_path else None, limit_rows, dry_run, replace)
+        units = units_of(transform, self.feature_config, filter_spec)
         chains = [Chain(run, u) for u in units]
         report = RunReport(transform.config.name, execution_id, dry_run, _folders(chains))
+        rest = Rest(run, units) if not run.limited else None
+        if not dry_run: open_datasets(t.dataset for c in chains for t in c.targets.values())
         context = TransformContext(
             feature_config=self.feature_config, execution_id=execution_id, filter_spec=filter_spec,
             limit_rows=limit_rows, dry_run=dry_run)
         transform.initialize(context)
-        try: report.units = self._run(run, chains)
-        finally: transform.finalize(context)
+        try:
+            report.units = self._run(run, chains)
+            if rest: report.units += rest.finish(report)
+        finally:
+            discard(run.pending)
+            transform.finalize(context)
         report.seconds = time.perf_counter() - began
         return _raise_first(report)
 
@@ -247,13 +293,9 @@ def _check_outputs(transform: BaseTransform) -> None:
             raise ConfigError(
                 f"output {o.name!r} has format {o.format.value}",
                 expected="parquet: the formats of inputs only are free")
-        if o.mode is not WriteMode.OVERWRITE_PARTITION:
-            raise ConfigError(
-                f"output {o.name!r} has mode {o.mode.value}",
-                expected="overwrite_partition: the executor replaces partitions whole")
 
 def _folders(chains: list[Chain]) -> dict[str, str]:
-    return {name: str(d.root) for c in chains for name, d in c.targets.items()}
+    return {name: str(t.dataset.root) for c in chains for name, t in c.targets.items()}
 
 def _raise_first(report: RunReport) -> RunReport:
     "The report, or the first failed unit's error with the report on it."

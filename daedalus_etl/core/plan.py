@@ -11,13 +11,14 @@ from datetime import timedelta
 from itertools import groupby
 from .base import BaseTransform
 from .config import FeatureConfig, FilterSpec, InputConfig, TransformConfig
-from .errors import EmptyMatchError, InputNotFoundError
-from ..storage.commit import Dataset, read_footer
+from .errors import EmptyMatchError, InputChangedError, InputNotFoundError
+from .outputs import Present, Target
 from ..storage.partitions import Partition, PartitionFiles, discover
 from ..storage.state import StateKey
 
 # %% auto #0
-__all__ = ['NO_PAST', 'COLD', 'Unit', 'find_units', 'input_fingerprint', 'Recipe', 'recipe', 'Verdict', 'judge', 'parent_of']
+__all__ = ['NO_PAST', 'COLD', 'UNKNOWN', 'STATE_MAY_DIFFER', 'Unit', 'find_units', 'units_of', 'find_again', 'input_fingerprint',
+           'Recipe', 'recipe', 'Verdict', 'judge', 'parent_of', 'vanished']
 
 # %% ../../nbs/40_run/01_plan.ipynb #e6f46566
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ def _streams_only(spec: FilterSpec | None, chosen: list[PartitionFiles]) -> Filt
     if spec is None: return None
     def values(k: str) -> tuple: return tuple(sorted({v for pf in chosen if (v := pf.partition.get(k)) is not None}))
     return FilterSpec(**{k: v for k in ("exchange", "symbol") if (v := values(k))})
+
+def units_of(transform: BaseTransform, features: FeatureConfig, spec: FilterSpec | None) -> list[list[Unit]]:
+    "The chains of units of `transform` that `spec` selects."
+    ahead = transform.lookahead_s(features)
+    return find_units(transform.config, spec, lookahead_s=ahead, gathered=transform.gathered)
+
+def find_again(unit: Unit, transform: BaseTransform, features: FeatureConfig) -> Unit:
+    "The unit as its files are now; they were other ones when it was planned."
+    keys = ("exchange", "symbol", "year", "month", "day")
+    dims = {k: v if k in keys[:2] else int(v) for k in keys if (v := unit.partition.get(k)) is not None}
+    found = (u for chain in units_of(transform, features, FilterSpec(**dims)) for u in chain)
+    again = next((u for u in found if u.partition == unit.partition), None)
+    if again is None: raise InputChangedError("its input vanished while it was read", path=unit.partition.path)
+    return again
 
 class _Beside:
     "The partitions of an input beside the first one."
@@ -126,25 +141,35 @@ def recipe(transform: BaseTransform, features: FeatureConfig, unit: Unit) -> Rec
 @dataclass(frozen=True)
 class Verdict:
     "Whether a unit must be computed, why, and the state that its present output names."
-    status: str                    # new, changed, stale, done
+    status: str                    # new, changed, stale, done; conflict: it must not be written
     reason: str = ""
     state: str | None = None       # hash of the state at the end of the present output, if it is up to date
 
-def judge(unit: Unit, made_by: Recipe, parent: str, datasets: list[Dataset]) -> Verdict:
-    "Compare the unit's key with what its outputs' footers say."
-    footers = [read_footer(d.file(unit.partition)) for d in datasets]
+def judge(unit: Unit, made_by: Recipe, parent: str, present: Mapping[str, Present]) -> Verdict:
+    "Compare the unit's key with what its outputs' footers say; `present`: by output, what there is."
+    footers = [p.footer for p in present.values()]
     if not any(footers): return Verdict("new", "no output yet")
     if not all(footers): return Verdict("new", "an output is missing")
     for name, want in (("code", made_by.state_key.code), ("config", made_by.state_key.config)):
         if any(f.get(name) != want for f in footers): return Verdict("stale", f"made by another {name}")
     if any(f.get("inputs") != input_fingerprint(unit) for f in footers): return Verdict("changed", "the input changed")
     if any(f.get("key") != made_by.key(unit, parent) for f in footers):
-        return Verdict("changed", "the state before it changed")
+        return Verdict("changed", STATE_MAY_DIFFER if parent == UNKNOWN else "the state before it changed")
     return Verdict("done", state=footers[0].get("state"))
 
-def parent_of(unit: Unit, made_by: Recipe, datasets: list[Dataset]) -> str | None:
+UNKNOWN = "unknown until it is computed"        # the state before a unit, in a plan that computes nothing
+STATE_MAY_DIFFER = "the state before it may change: computed unless that comes out as it was"
+
+def parent_of(unit: Unit, made_by: Recipe, home: Target) -> str | None:
     "Hash of the state that the partition before `unit` ended in, if its output is of the same recipe; else None."
     if unit.previous is None: return None
-    footer, key = read_footer(datasets[0].file(unit.previous)), made_by.state_key
+    footer, key = home.present(unit.previous).footer, made_by.state_key
     if not footer or footer.get("config") != key.config or footer.get("code") != key.code: return None
     return footer.get("state")
+
+def vanished(target: Target, spec: FilterSpec | None, chains: list[list[Unit]]) -> list[Partition]:
+    "Partitions of the output, as far as `spec` selects them, that no unit would make: their input is gone."
+    try: found = discover(target.dataset.root, spec, allow_empty_files=True)
+    except (EmptyMatchError, InputNotFoundError): return []
+    units = {u.partition for chain in chains for u in chain}
+    return [pf.partition for pf in found if pf.partition not in units]

@@ -13,7 +13,7 @@ import polars as pl
 __all__ = ['Status', 'SHOWN', 'UnitReport', 'RunReport', 'summary']
 
 # %% ../../nbs/40_run/00_report.ipynb #3127cec5
-Status = Literal["new", "changed", "stale", "done", "written", "failed", "skipped"]
+Status = Literal["new", "changed", "stale", "done", "written", "failed", "skipped", "conflict", "vanished"]
 
 @dataclass
 class UnitReport:
@@ -94,7 +94,7 @@ def summary(report: RunReport) -> str:
     "The report as a Markdown table, units that were not touched last and in one line."
     t = report.totals()
     busy = [u for u in report.units if u.status != "done"]
-    order = ("new", "changed", "stale", "written", "failed", "skipped", "done")
+    order = ("new", "changed", "stale", "conflict", "written", "failed", "skipped", "vanished", "done")
     states = ", ".join(f"{t[s]} {s}" for s in order if s in t)
     lines = [
         f"**{report.transform}**: {states}; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, "

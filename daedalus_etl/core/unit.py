@@ -6,7 +6,7 @@
 from __future__ import annotations
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,14 +14,17 @@ import numpy as np
 import polars as pl
 from .base import BaseTransform, Notes, StatefulTransform, TransformContext
 from .config import InputConfig
-from .errors import BadDataError, ConflictError, TransformError
+from .errors import BadDataError, InputChangedError, TransformError
+from .outputs import Present, Target
 from .plan import Recipe, Unit, input_fingerprint
 from .report import UnitReport
 from .state import state_hash
-from ..storage.commit import Dataset, Staged, stage, write_quarantine
+from ..storage.commit import Slot, Staged, stage_rows
 from ..storage.contract import (
     CHANNELS, Contract, bad_row_rules, check_units, contract_for, split_bad, time_limits)
 from ..storage.dataset import locate_row, reading, scan_partition
+from ..storage.journal import Change, commit_lakes
+from ..storage.lineage import input_facts, save_record
 from ..storage.partitions import TIME_KEYS, PartitionFiles, check_sizes
 from ..storage.state import save_artifact, state_bytes
 
@@ -98,12 +101,18 @@ class UnitRun:
     transform: BaseTransform
     made_by: Recipe
     context: TransformContext
-    targets: Mapping[str, Dataset]       # by name, in the transform's order
+    targets: Mapping[str, Target]        # by name, in the transform's order
+    present: Mapping[str, Present]       # what they held when it was decided to compute the unit
     parent: str                          # hash of the state that the unit begins with
     end: bytes = b""                     # the state that it ends in
 
-    def run(self) -> UnitReport:
-        "Compute and commit the unit; nothing is published unless all of it succeeded."
+    @property
+    def home(self) -> Target:
+        "The output beside which the unit's state and its quarantined rows are kept."
+        return next(iter(self.targets.values()))
+
+    def run(self, publish: Callable[[list[Change]], None] = commit_lakes) -> UnitReport:
+        "Compute the unit and publish it; nothing is published unless all of it succeeded."
         began, report = time.perf_counter(), UnitReport(self.unit.partition.path, "written")
         with ExitStack() as stack:
             for name, pf in self.unit.inputs.items():
@@ -113,15 +122,26 @@ class UnitRun:
             report.rows_in = next(iter(checked.values())).count
             staged = self._stage(checked, stack)
             self._check_inputs()
-            report.quarantined = self._quarantine(checked)
-            report.state = save_artifact(next(iter(self.targets.values())), self.end) if self.end else None
-            for name, s in staged.items():
-                s.publish()
-                report.rows[name], report.bytes[name] = s.rows, s.size
+            aside, report.quarantined = self._quarantine(checked, stack)
+            report.state = save_artifact(self.home.dataset, self.end) if self.end else None
+            self._save_records(staged)
+            publish(self._changes(staged, aside))
+        for name, s in staged.items(): report.rows[name], report.bytes[name] = s.rows, s.size
         notes = [self.context.notes, *self.context.notes.beside.values()]
         report.duplicates, report.disordered = sum(n.duplicates for n in notes), sum(n.disordered for n in notes)
         report.seconds = time.perf_counter() - began
         return report
+
+    def _changes(self, staged: Mapping[str, Staged], aside: Slot | None) -> list[Change]:
+        return [self.targets[n].change(self.unit.partition, s, self.present[n], aside if k == 0 else None)
+                for k, (n, s) in enumerate(staged.items())]
+
+    def _save_records(self, staged: Mapping[str, Staged]) -> None:
+        features = self.context.feature_config.model_dump(mode="json")
+        for name, s in staged.items():
+            dataset = self.targets[name].dataset
+            facts = {"inputs": input_facts(dataset, self.unit.inputs), "features": features, "output": name}
+            save_record(dataset, self.unit.partition, s, facts)
 
     def _checked(self, name: str, pf: PartitionFiles) -> CheckedInput:
         check_sizes(pf)
@@ -147,9 +167,9 @@ class UnitRun:
             raise TransformError(f"outputs {sorted(outputs)}", expected=str(sorted(self.targets)))
         staged = {}
         for name, frame in outputs.items():
-            output = self.transform.config.outputs[name.split("/")[0]]
-            staged[name] = stage(self.targets[name], self.unit.partition, self._columns(frame), output, self._footer)
-            stack.push(lambda kind, *_, s=staged[name]: s.discard() if kind else None)
+            s = self.targets[name].stage(self.unit.partition, self._columns(frame), self.present[name], self._footer)
+            stack.push(lambda kind, *_, s=s: s.discard() if kind else None)
+            staged[name] = s
         return staged
 
     def _columns(self, frame: pl.LazyFrame) -> pl.LazyFrame:
@@ -169,11 +189,11 @@ class UnitRun:
     def _check_inputs(self) -> None:
         for pf in self.unit.inputs.values():
             if changed := pf.changed():
-                raise ConflictError(
+                raise InputChangedError(
                     "the file was replaced or removed while it was read", path=changed[0], fix="Run again.")
 
-    def _quarantine(self, checked: Mapping[str, CheckedInput]) -> int:
-        "Judge the bad rows of each input and put them aside; returns their number."
+    def _quarantine(self, checked: Mapping[str, CheckedInput], stack: ExitStack) -> tuple[Slot | None, int]:
+        "Judge the bad rows of each input and stage them to be set aside; returns them (if any) and their number."
         aside = []
         for k, (name, c) in enumerate(checked.items()):
             own = (self.context.notes if k == 0 else self.context.notes.beside.get(name, Notes())).quarantined
@@ -185,9 +205,10 @@ class UnitRun:
             rows = pl.concat(bad, how="diagonal_relaxed")
             judge_bad(rows, c.count, self.context.feature_config.max_bad_fraction, self.unit.inputs[name])
             aside.append(self._located(name, rows))
-        target = next(iter(self.targets.values()))
-        write_quarantine(target, self.unit.partition, pl.concat(aside, how="diagonal_relaxed") if aside else None)
-        return sum(f.height for f in aside)
+        if not aside: return None, 0
+        slot = stage_rows(self.home.dataset, pl.concat(aside, how="diagonal_relaxed"))
+        stack.push(lambda kind, *_: slot.close() if kind else None)
+        return slot, sum(f.height for f in aside)
 
     def _located(self, name: str, rows: pl.DataFrame) -> pl.DataFrame:
         places = [locate_row(self.unit.inputs[name], r) for r in rows["__row"]]

@@ -68,7 +68,7 @@ def read_footer(path: str | Path) -> dict[str, str] | None:
             f"not a readable Parquet file ({str(e).splitlines()[0]})", path=path, fix="Remove it and run again.") from e
     return {k.removeprefix(FOOTER): v for k, v in found.items() if k.startswith(FOOTER)}
 
-# %% ../../nbs/10_storage/03_commit.ipynb #867eb1a2
+# %% ../../nbs/10_storage/03_commit.ipynb #3b21a128
 @dataclass(frozen=True)
 class Snapshot:
     "The data files of a partition's folder at one moment: (name, bytes, ns, inode), sorted by name."
@@ -88,21 +88,23 @@ def look(folder: Path) -> Snapshot:
     found = ((e.name, e.stat(follow_symlinks=False)) for e in entries if e.name.endswith(".parquet"))
     return Snapshot(tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in found)))
 
-# %% ../../nbs/10_storage/03_commit.ipynb #fc04f66d
+# %% ../../nbs/10_storage/03_commit.ipynb #762cf8c6
 class Slot:
     "A place in the stage of a dataset: `path` is ours, to make a file or a folder of, until `close`."
     def __init__(self, dataset: Dataset, suffix: str = ".parquet"):
         folder, name = dataset.meta / "stage", uuid.uuid4().hex
         make_dirs(folder)
-        self.lock, self.path = Lock(folder / f"{name}.lock").acquire(), folder / f"{name}{suffix}"
+        self.lock, self.path, self.ours = Lock(folder / f"{name}.lock").acquire(), folder / f"{name}{suffix}", True
 
     def close(self) -> None:
         "Remove what is still there, and give the place up."
+        if not self.ours: return
         try: remove(self.path)
-        finally: self.lock.release()
+        finally: self.leave()
 
     def leave(self) -> None:
         "Give the place up, but leave what is there for a recovery."
+        self.ours = False
         self.lock.release()
 
     def __enter__(self) -> Slot: return self
