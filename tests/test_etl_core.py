@@ -152,12 +152,6 @@ def test_limit_below_one(bronze, lake, limit):
     with pytest.raises(ConfigError, match="limit_rows"): run(lakes.trades(bronze, lake), limit_rows=limit)
 
 
-@pytest.mark.parametrize("mode", [WriteMode.APPEND, WriteMode.OVERWRITE, WriteMode.MERGE])
-def test_modes_that_would_lose_rows_are_refused(bronze, lake, mode):
-    with pytest.raises(ConfigError, match=mode.value): run(lakes.trades(bronze, lake, mode=mode))
-    assert not lake.exists()
-
-
 def test_no_match_is_an_error(bronze, lake):
     with pytest.raises(EmptyMatchError, match="DOGE"): run(lakes.trades(bronze, lake), FilterSpec(symbol="DOGE/USDT"))
 
