@@ -15,7 +15,7 @@ FLOORS = [
     (2, ["storage", "utils"]),
     (2, ["features"]),                                             # never storage: features know no paths
     (4, ["transforms"]),
-    (3, ["core.executor", "core.outputs", "core.plan", "core.report", "core.rest", "core.unit"]),   # the executor knows no formula
+    (3, ["core.executor", "core.outputs", "core.plan", "core.report", "core.rest", "core.unit"]),   # knows no formula
     (6, ["run"]),
     (6, ["sources", "explore"]),
     (8, ["runners", "cli", "frames"]),
