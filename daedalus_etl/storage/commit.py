@@ -15,7 +15,7 @@ import polars as pl
 from ..core.config import OutputConfig
 from ..core.enums import CompressionCodec
 from ..core.errors import CorruptFileError, TransformError
-from .disk import Lock, create, disk_errors, file_sha256, fsync_file, make_dirs, remove, rename
+from .disk import Lock, SumAlong, create, disk_errors, fsync_file, make_dirs, remove, rename
 from .partitions import Partition
 
 # %% auto #0
@@ -68,7 +68,7 @@ def read_footer(path: str | Path) -> dict[str, str] | None:
             f"not a readable Parquet file ({str(e).splitlines()[0]})", path=path, fix="Remove it and run again.") from e
     return {k.removeprefix(FOOTER): v for k, v in found.items() if k.startswith(FOOTER)}
 
-# %% ../../nbs/10_storage/03_commit.ipynb #3b21a128
+# %% ../../nbs/10_storage/03_commit.ipynb #cea5fb27
 @dataclass(frozen=True)
 class Snapshot:
     "The data files of a partition's folder at one moment: (name, bytes, ns, inode), sorted by name."
@@ -88,7 +88,7 @@ def look(folder: Path) -> Snapshot:
     found = ((e.name, e.stat(follow_symlinks=False)) for e in entries if e.name.endswith(".parquet"))
     return Snapshot(tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in found)))
 
-# %% ../../nbs/10_storage/03_commit.ipynb #762cf8c6
+# %% ../../nbs/10_storage/03_commit.ipynb #02ba1930
 class Slot:
     "A place in the stage of a dataset: `path` is ours, to make a file or a folder of, until `close`."
     def __init__(self, dataset: Dataset, suffix: str = ".parquet"):
@@ -143,10 +143,9 @@ def stage(dataset: Dataset, frame: pl.LazyFrame, output: OutputConfig,
         said.update(footer())
         return {FOOTER + k: v for k, v in said.items()}
     try:
-        with disk_errors(slot.path):
+        with disk_errors(slot.path), SumAlong(slot.path) as along:
             frame.sink_parquet(slot.path, **_writer(output), sync_on_close="all", metadata=metadata)
-        rows = _checked_rows(slot.path, frame)
-        return Staged(slot, rows, slot.path.stat().st_size, file_sha256(slot.path), said)
+        return Staged(slot, _checked_rows(slot.path, frame), slot.path.stat().st_size, along.sha256, said)
     except BaseException:
         slot.close()
         raise
