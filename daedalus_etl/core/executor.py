@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -52,6 +52,8 @@ class Run:
     pending: list[Change] = field(default_factory=list)     # of a run that is published at its end, as one
     stop: Event = field(default_factory=Event)      # set when the run is interrupted: no further unit is begun
 
+    @cached_property
+    def code(self) -> str: return self.transform.code_version()
     @property
     def limited(self) -> bool: return self.limit is not None
 
@@ -125,7 +127,7 @@ class Chain:
         symbol = units[0].partition.get("symbol")
         self.features = run.features.for_symbol(symbol) if symbol else run.features
         self.transform, self.targets = run.transform.fork(), run.targets(self.features, scratch=run.limited)
-        self.made_by = recipe(run.transform, run.features, units[0])
+        self.made_by = recipe(run.transform, run.features, units[0], run.code)
         home = next(iter(run.targets(self.features, scratch=False).values()))
         self.states = States(run, self.made_by.state_key, units[0].partition, home)
         self.stateful = isinstance(run.transform, StatefulTransform)

@@ -5,6 +5,7 @@
 # %% ../../nbs/40_run/01_plan.ipynb #7fe3b300
 from __future__ import annotations
 import hashlib
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -38,11 +39,12 @@ def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead_s:
     (first, *rest) = config.inputs.values()
     chosen = discover(first.path, spec, first.format, allow_empty_files=True)
     streams = _streams_only(spec, chosen)
-    everything = discover(first.path, streams, first.format, allow_empty_files=True)
+    narrow = spec is not None and spec != streams        # else what was chosen is all there is
+    everything = discover(first.path, streams, first.format, allow_empty_files=True) if narrow else chosen
     others = {c.name: _Beside(c, streams, gather=c.name in gathered) for c in rest}
-    chains = []
+    chains, wanted = [], {pf.partition for pf in chosen}
     for _, group in groupby(everything, key=lambda pf: (pf.partition.stream, pf.partition.dims)):
-        chain, wanted = list(group), {pf.partition for pf in chosen}
+        chain = list(group)
         here = (i for i, pf in enumerate(chain) if pf.partition in wanted)
         units = [_unit(first.name, chain, i, others, lookahead_s) for i in here]
         if units: chains.append(units)
@@ -126,8 +128,10 @@ class Recipe:
 NO_PAST = "none"           # parent of a stream's first partition
 COLD = "cold"              # parent of a partition that was told to begin without the past that it has
 
-def recipe(transform: BaseTransform, features: FeatureConfig, unit: Unit) -> Recipe:
-    "The recipe of the unit's chain: with the overrides of its symbol, only of what the transform depends on."
+def recipe(transform: BaseTransform, features: FeatureConfig, unit: Unit, code: str | None = None) -> Recipe:
+    """The recipe of the unit's chain: with the overrides of its symbol, only of what the transform depends on.
+
+    `code`: the transform's code version, if it is known; to find it all sources are read."""
     symbol = unit.partition.get("symbol")
     own = features.for_symbol(symbol) if symbol else features
     fields = None if transform.parameters is None else [p for p in transform.parameters if p != "overrides"]
@@ -135,7 +139,7 @@ def recipe(transform: BaseTransform, features: FeatureConfig, unit: Unit) -> Rec
     config = _digest(
         own.hash(fields), *(f"{c.name}:{c.compression}:{c.compression_level}:{c.row_group_size}" for c in outputs),
         *(f"{c.name}:{c.extra}:{c.channel}" for c in inputs))
-    return Recipe(StateKey(unit.partition.stream, config, transform.code_version()))
+    return Recipe(StateKey(unit.partition.stream, config, code or transform.code_version()))
 
 # %% ../../nbs/40_run/01_plan.ipynb #573db142
 @dataclass(frozen=True)
@@ -169,7 +173,9 @@ def parent_of(unit: Unit, made_by: Recipe, home: Target) -> str | None:
 
 def vanished(target: Target, spec: FilterSpec | None, chains: list[list[Unit]]) -> list[Partition]:
     "Partitions of the output, as far as `spec` selects them, that no unit would make: their input is gone."
-    try: found = discover(target.dataset.root, spec, allow_empty_files=True)
+    units, root = {u.partition.path for chain in chains for u in chain}, str(target.dataset.root)
+    # the usual case, nothing has vanished, is decided by names alone
+    if all(folder[len(root) + 1:] in units for folder, below, files in os.walk(root) if files): return []
+    try: found = discover(root, spec, allow_empty_files=True)
     except (EmptyMatchError, InputNotFoundError): return []
-    units = {u.partition for chain in chains for u in chain}
-    return [pf.partition for pf in found if pf.partition not in units]
+    return [pf.partition for pf in found if pf.partition.path not in units]

@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, total_ordering
+from functools import cached_property, lru_cache, total_ordering
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 # %% auto #0
-__all__ = ['NULL_PARTITION', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'SURVEY_LIMIT', 'encode_value',
+__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'SURVEY_LIMIT', 'encode_value',
            'decode_value', 'Partition', 'FileInfo', 'PartitionFiles', 'check_sizes', 'discover']
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #c082f0c9
@@ -27,8 +27,10 @@ from ..core.filters import FilterSpec, sanitize_symbol
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #9c755824
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive writers make of a null key
+VALUES = 4096           # path values that are remembered as checked: the same few stand in thousands of paths
 MAX_ENCODED_BYTES = 200  # a folder name may have 255 bytes on common filesystems; the rest is left to `key=`
 
+@lru_cache(VALUES)
 def _check_value(value: str, what: str) -> str:
     "`value` itself, or the reason why it cannot stand in a path."
     if value in ("", NULL_PARTITION):
@@ -40,6 +42,7 @@ def _check_value(value: str, what: str) -> str:
     else: return value
     raise PartitionError(f"{what}: the value {value!r} {why}", fix="Write the data under its real value.")
 
+@lru_cache(VALUES)
 def encode_value(value: str) -> str:
     "`value` percent-encoded for a folder name; PartitionError for values that no path should carry."
     return quote(_check_value(value, "partition value"), safe="")
@@ -130,7 +133,7 @@ class Partition:
     @cached_property
     def path(self) -> str:
         "The canonical folder relative to the root, percent-encoded, with `/`."
-        return "/".join(f"{quote(k, safe='')}={encode_value(v)}" for k, v in self.items)
+        return "/".join(f"{encode_value(k)}={encode_value(v)}" for k, v in self.items)
 
     @property
     def start(self) -> datetime | None:
@@ -269,7 +272,7 @@ def _has_all_keys(spec: FilterSpec | None, items: Items) -> bool:
 # %% ../../nbs/10_storage/00_partitions.ipynb #03d12d9b
 def _file_info(entry: os.DirEntry, root: str) -> FileInfo:
     s = entry.stat(follow_symlinks=False)
-    return FileInfo(entry.path, Path(entry.path).relative_to(root).as_posix(), s.st_size, s.st_mtime_ns, s.st_ino)
+    return FileInfo(entry.path, entry.path[len(root):].lstrip("/"), s.st_size, s.st_mtime_ns, s.st_ino)
 
 def check_sizes(pf: PartitionFiles) -> None:
     "CorruptFileError if a file of the partition has 0 bytes."
