@@ -47,6 +47,9 @@ def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
     if tail != b"PAR1":
         return CorruptFileError(f"truncated: it begins with {head!r} but the footer mark PAR1 at the end is missing",
                                 path=path, fix="Fetch it again; the copy was interrupted.")
+    if "not supported" in str(error):       # a codec or an encoding, which polars names
+        return CorruptFileError(f"cannot be read here: {str(error).splitlines()[0]}", path=path,
+                                fix="Write it again with zstd, snappy, lz4, gzip or no compression.")
     return CorruptFileError(f"damaged inside: {str(error).splitlines()[0]}", path=path, fix="Fetch it again.")
 
 def parquet_schema(path: str) -> dict[str, pl.DataType]:
