@@ -116,7 +116,7 @@ def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConf
                   levels: bool = True) -> CheckedInput:
     "The rows of an input that keep its contract, and all that does not; an error if that is more than a stray few."
     contract, fmt = contract_of(config, features.clock), config.format
-    check_limits(pf, config.limits, fmt)
+    if contract: check_limits(pf, config.limits, fmt)       # files of others; our own are what we made them
     pf, aside = _readable(pf, contract, config)
     with reading(pf, contract, fmt):
         rows = scan_partition(pf, contract, fmt, config.extra) if pf.files else pl.LazyFrame(schema=contract.schema)

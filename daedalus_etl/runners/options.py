@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from ..core.config import DaedalusConfig, FeatureConfig, FilterSpec, load_config
 from ..core.errors import DaedalusError
+from ..core.redact import redact
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
@@ -103,8 +104,11 @@ def exit_code(job: Callable[[argparse.Namespace], None], args: argparse.Namespac
     except DaedalusError as e:
         if (report := getattr(e, "report", None)) is not None: print_report(report)
         print(f"error: {e}", file=sys.stderr)
-        if args.debug: traceback.print_exc()
+        if args.debug: print(redact(traceback.format_exc()), file=sys.stderr)
         return e.exit_code
+    except Exception:      # a fault of ours or of a plug-in: all of it is shown, but for secrets
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        return 1
     return 0
 
 RARE = ("duplicates", "disordered", "quarantined")       # columns of a report that are shown if they are not all 0

@@ -12,7 +12,7 @@ from operator import and_, or_
 import polars as pl
 
 # %% auto #0
-__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
+__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'JUDGED', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
            'contract_for', 'Cast', 'missing_column', 'check_schema', 'time_limits', 'BadRule', 'bad_row_rules',
            'split_bad', 'check_units']
 
@@ -72,6 +72,8 @@ CHANNELS: dict[str, Contract] = {
         *_floats("bid_volume ask_volume base_volume", "base"),
         *_floats("last open high low close vwap quote_volume change"), *_floats("percentage", "%"))),
 }
+
+JUDGED = {"price", "amount", "bid", "ask", "bid_volume", "ask_volume"}      # numbers that a row rule looks at
 
 def contract_for(channel: str | Contract, clock: str = "capture_ts") -> Contract:
     "The contract of a channel with the given clock; a Contract passes through, so that users can bring their own."

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from ..core.enums import DataFormat
 from ..core.errors import CorruptFileError, DaedalusError, SchemaError
 from ..core.lazy import lazy_source
 from ..core.levels import LEVELS, parse_number, to_levels
-from .contract import UTC_US, Cast, Contract, missing_column
+from .contract import JUDGED, UTC_US, Cast, Contract, missing_column
 from .partitions import FileInfo, PartitionFiles
 
 # %% ../../nbs/10_storage/01a_text.ipynb #8a008be4
@@ -114,7 +115,8 @@ def text_casts(schema: Mapping[str, pl.DataType], contract: Contract) -> list[Ca
         c = pl.col(name)
         if dtype == LEVELS: expr = to_levels(c, schema[name])[0]
         elif dtype == UTC_US: expr = c.str.to_datetime("%+", time_unit="us", time_zone="UTC")
-        else: expr = parse_number(c) if dtype == pl.Float64 else c.cast(dtype)
+        elif dtype == pl.Float64 and name in JUDGED: expr = parse_number(c)
+        else: expr = pl.when(c != "").then(c).cast(dtype)
         casts.append(Cast(name, schema[name], dtype, expr.alias(name)))
     return casts
 
@@ -127,9 +129,14 @@ def corrupt_text(path: str, error: BaseException) -> CorruptFileError:
     return CorruptFileError(f"cannot be read: {reason}; it begins with {head!r}", path=path)
 
 # %% ../../nbs/10_storage/01a_text.ipynb #ce708f5d
-def _value_fault(value: Any, dtype: pl.DataType) -> str | None:
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|infinity)|nan", re.IGNORECASE)
+
+def _value_fault(name: str, value: Any, dtype: pl.DataType) -> str | None:
     "Why a JSON or CSV value does not fit its declared type, or None."
     if value is None or value == "": return None
+    if dtype == pl.Float64:
+        fits = name in JUDGED or isinstance(value, (int, float, str)) and _NUMBER.fullmatch(str(value))
+        return None if fits else f"found {value!r}"
     if dtype == pl.Int64:
         if isinstance(value, str) and value.lstrip("+-").isdigit(): value = int(value)
         whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
@@ -159,7 +166,7 @@ def _ndjson_fault(line: str, types: Mapping[str, pl.DataType], place: str) -> Da
     if not isinstance(record, dict):
         return CorruptFileError(f"found {line.strip()[:60]!r}", path=place, expected="a JSON object")
     for name, dtype in types.items():
-        why = _value_fault(record.get(name), dtype)
+        why = _value_fault(name, record.get(name), dtype)
         if why: return SchemaError(why, path=place, column=name, expected=_expected(dtype))
     return None
 
@@ -168,7 +175,7 @@ def _csv_fault(row: list[str], header: list[str], contract: Contract, place: str
         return CorruptFileError(f"found {len(row)} fields", path=place, expected=f"{len(header)} fields")
     for name, value in zip(header, row, strict=True):
         dtype = contract.schema.get(name, pl.String())
-        why = _value_fault(value, dtype)
+        why = _value_fault(name, value, dtype)
         if why: return SchemaError(why, path=place, column=name, expected=_expected(dtype))
     return None
 
