@@ -430,10 +430,22 @@ def test_rows_of_the_day_before_are_never_fed_backwards(tmp_path, lake):
     assert [u.quarantined for u in report.units] == [0, 2]
     aside = dataset(lake / ".daedalus/silver/trades/quarantine" / leaf(9))
     assert aside.select("row", "reason", "trade_id").rows() == [
-        (N + 40 + k, "late", late["trade_id"][k]) for k in (0, 1)
+        (N + 40 + k, "wrong_partition", late["trade_id"][k]) for k in (0, 1)
     ]
     plain = features(trades=pl.concat([tape(8, n=N), tape(9, n=N)]), config=SMALL)
     assert_frame_equal(dataset(lake / "silver/trades"), plain, check_exact=True)
+
+
+def test_rows_late_by_the_clock_are_never_fed_backwards(tmp_path, lake):
+    "With the exchange's time as clock a row of the right day may still be older than all that the day before saw."
+    put(tmp_path / "b", tape(8, n=N), 8)
+    late = tape(9, n=N)[:2].with_columns(trade_id=pl.lit("x") + pl.col("trade_id"), timestamp=tape(8)["timestamp"][:2])
+    put(tmp_path / "b", pl.concat([tape(9, n=N), late]), 9)
+    by_event = SMALL.model_copy(update={"clock": "timestamp"})
+    report = run(lakes.trades(tmp_path / "b", lake), features=by_event)
+    assert [u.quarantined for u in report.units] == [0, 2]
+    aside = dataset(lake / ".daedalus/silver/trades/quarantine" / leaf(9))
+    assert aside.select("row", "reason").rows() == [(N + 40, "late"), (N + 41, "late")]
 
 
 # ---- text formats

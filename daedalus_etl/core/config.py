@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'Format', 'LEVELS', 'DEFAULT_LEVEL', 'ROW_GROUP_SIZE', 'TIER_FOLDERS', 'PARTITION_COLS', 'CONFIG_VARIABLE',
-           'CONFIG_FILE', 'InputConfig', 'split_lake', 'OutputConfig', 'TransformConfig', 'StorageConfig',
+           'CONFIG_FILE', 'ReadLimits', 'InputConfig', 'split_lake', 'OutputConfig', 'TransformConfig', 'StorageConfig',
            'DaedalusConfig', 'load_config', 'BarSpec', 'FeatureConfig', 'FilterSpec', 'normalize_symbol',
            'sanitize_symbol']
 
@@ -32,6 +32,13 @@ Place = Annotated[Text, BeforeValidator(_as_text)]  # local path or URL such as 
 Format = Annotated[DataFormat, Field(strict=False)]
 
 # %% ../../nbs/00_core/03_config.ipynb #ea39fb63
+class ReadLimits(ConfigModel):
+    "What one input file may hold. More is a mistake or a bomb: a few bytes that unfold until memory is full."
+    max_file_bytes: Positive = 1 << 38  # bytes on disk
+    max_file_rows: Positive = 1 << 31  # rows of a Parquet file
+    max_group_values: Positive = 1 << 29  # values of one column in one row group; each level of a book counts
+    max_expansion: Positive = 250  # decompressed size of a text file over its size on disk
+
 class InputConfig(ConfigModel):
     "One input of a transform."
     name: Text  # key in the transform's inputs
@@ -40,6 +47,8 @@ class InputConfig(ConfigModel):
     extra: Literal['keep', 'ignore', 'forbid'] = 'keep'  # what to do with undeclared columns
     optional: bool = False  # the transform can do without
     channel: Text | None = None  # whose bronze schema it has: trades, orderbook, ticker; None: no schema is imposed
+    quarantine_files: bool = False  # go on without a file that cannot be read; it is noted in the quarantine
+    limits: ReadLimits = ReadLimits()
 
 # %% ../../nbs/00_core/03_config.ipynb #171fd452
 LEVELS = {CompressionCodec.ZSTD: range(1, 23), CompressionCodec.GZIP: range(10)}  # codecs that have levels
@@ -136,6 +145,8 @@ class StorageConfig(_Compressed):
     "Where bronze lies, where results go, and how they are written."
     input_root: Place = 'data/raw/ready/ccxt'  # holds one folder for each channel
     output_root: Place = 'data/processed'  # the lake: silver and gold below it
+    quarantine_files: bool = False  # go on without files that cannot be read
+    limits: ReadLimits = ReadLimits()  # of each input file
 
 class DaedalusConfig(ConfigModel):
     "A whole configuration file."

@@ -14,6 +14,9 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import ClassVar
 
+# %% ../../nbs/00_core/00_errors.ipynb #e5e05986
+from .redact import redact
+
 # %% ../../nbs/00_core/00_errors.ipynb #49fd7b63
 def where(
     path: str | PathLike | None = None,  # file, folder or `file:line`
@@ -69,8 +72,8 @@ class DaedalusError(Exception):
         expected: str | None = None,  # what would have been right
         fix: str | None = None,  # what the reader can do
     ):
-        super().__init__(explain(found, where(path, column, row), expected, fix))
-        self.found, self.column, self.row, self.expected, self.fix = found, column, row, expected, fix
+        super().__init__(redact(explain(found, where(path, column, row), expected, fix)))
+        self.found, self.column, self.row, self.expected, self.fix = redact(found), column, row, expected, fix
         self.path = None if path is None else str(path)
 
 # %% ../../nbs/00_core/00_errors.ipynb #c54ab558

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 import polars as pl
+from .redact import redact
 
 # %% auto #0
 __all__ = ['Status', 'SHOWN', 'UnitReport', 'RunReport', 'summary']
@@ -30,6 +31,8 @@ class UnitReport:
     quarantined: int = 0               # rows that broke the contract and were set aside
     state: str | None = None           # hash of the state at the partition's end
     error: BaseException | None = None
+
+    def __post_init__(self): self.reason = redact(self.reason)
 
 # %% ../../nbs/40_run/00_report.ipynb #84ccb209
 @dataclass

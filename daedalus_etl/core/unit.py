@@ -6,15 +6,17 @@
 from __future__ import annotations
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 import numpy as np
 import polars as pl
 from .base import BaseTransform, Notes, StatefulTransform, TransformContext
-from .config import InputConfig
-from .errors import BadDataError, InputChangedError, TransformError
+from .config import FeatureConfig, InputConfig
+from .enums import DataFormat
+from .errors import BadDataError, InputChangedError, SchemaError, TransformError
 from .outputs import Present, Target
 from .plan import Recipe, Unit, input_fingerprint
 from .report import UnitReport
@@ -22,14 +24,18 @@ from .state import state_hash
 from ..storage.commit import Slot, Staged, stage_rows
 from ..storage.contract import (
     CHANNELS, Contract, bad_row_rules, check_units, contract_for, split_bad, time_limits)
-from ..storage.dataset import locate_row, reading, scan_partition
+from ..storage.dataset import (
+    locate_row, locate_rows, original_rows, parquet_schema, reading, scan_partition, set_aside_files)
 from ..storage.journal import Change, commit_lakes
+from ..storage.limits import check_limits
 from ..storage.lineage import input_facts, save_record
 from ..storage.partitions import TIME_KEYS, PartitionFiles, check_sizes
 from ..storage.state import save_artifact, state_bytes
+from ..storage.text import settle_lines, text_fault
 
 # %% auto #0
-__all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad', 'original_rows', 'UnitRun']
+__all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad', 'judge_lines', 'checked_input',
+           'check_drift', 'UnitRun']
 
 # %% ../../nbs/40_run/02_unit.ipynb #69eb17c9
 @dataclass
@@ -38,20 +44,24 @@ class CheckedInput:
     rows: pl.LazyFrame
     count: int
     bad: pl.DataFrame | None = None
+    files: PartitionFiles | None = None         # those that were read
+    aside: pl.DataFrame | None = None           # lines and whole files that are no rows (`file`, `row`, `reason`, ...)
 
 def contract_of(config: InputConfig, clock: str) -> Contract | None:
     "The bronze contract that the input must keep; None for inputs that are no channel."
     channel = config.channel or (config.name if config.name in CHANNELS else None)
     return None if channel is None else contract_for(channel, clock=clock)
 
-def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, levels: bool = True) -> CheckedInput:
+def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, levels: bool = True,
+               span: tuple[datetime, datetime] | None = None) -> CheckedInput:
     """Apply the contract's row rules to `rows`; `TimeUnitError` if the times are in another unit.
 
-    `levels=False` leaves out those about the levels of books: to read all levels twice costs more than all else."""
+    `levels=False` leaves out those about the levels of books: to read all levels twice costs more than all else.
+    `span`: [start, end) of the partition, which no row's `capture_ts` may leave."""
     if contract is None: return CheckedInput(rows, rows.select(pl.len()).collect().item())
     check_units(rows.head(UNIT_SAMPLE).collect(), contract, file)
     names = [n for n in rows.collect_schema().names() if levels or n not in ("bids", "asks")]
-    rules = bad_row_rules(contract, clock=contract.clock, columns=names)
+    rules = bad_row_rules(contract, clock=contract.clock, columns=names, span=span)
     count, *clean = rows.select(pl.len(), **{k: r.clean for k, r in rules.items()}).collect().row(0)
     if count == 0 or all(clean): return CheckedInput(rows, count)
     first, bad = 0, []
@@ -64,22 +74,25 @@ def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, leve
 UNIT_SAMPLE = 10_000          # rows whose times are looked at for their unit
 
 # %% ../../nbs/40_run/02_unit.ipynb #a445d28e
-def judge_bad(bad: pl.DataFrame, total: int, allowed: float, pf: PartitionFiles) -> None:
-    "`BadDataError` if `bad` (frames with `__row` and `reason`) is a larger share of `total` rows than `allowed`."
-    if bad.height <= allowed * total: return
+def judge_bad(bad: pl.DataFrame, total: int, allowed: float, pf: PartitionFiles, lines: int = 0) -> None:
+    """`BadDataError` if `bad` (frames with `__row` and `reason`) is a larger share of `total` rows than `allowed`.
+
+    `lines`: of text files, that were no record and count as bad rows."""
+    if bad.height + lines <= allowed * (total + lines): return
     first = bad.sort("__row").row(0, named=True)
     path, row = locate_row(pf, first["__row"])
     shown = {c: first[c] for c in SUSPECTS.get(first["reason"], ("trade_id", "capture_ts")) if c in first}
     culprit = next((c for c, v in shown.items() if _is_bad(c, v)), next(iter(shown), None))
     reasons = dict(bad["reason"].value_counts().sort("count", descending=True).iter_rows())
+    if lines: reasons["bad_line"] = lines
     raise BadDataError(
-        f"{bad.height} of {total} rows break the contract {reasons}, first {shown}", path=path, row=row, column=culprit,
-        expected=f"at most {allowed:.2%} of bad rows",
+        f"{bad.height + lines} of {total + lines} rows break the contract {reasons}, first {shown}", path=path, row=row,
+        column=culprit, expected=f"at most {allowed:.2%} of bad rows",
         fix="Mend the file, or raise max_bad_fraction to set such rows aside.")
 
 SUSPECTS = {
     "bad_price": ("price", "bid", "ask", "found"), "bad_size": ("amount", "bid_volume", "ask_volume", "found"),
-    "bad_timestamp": ("capture_ts", "timestamp")}
+    "bad_timestamp": ("capture_ts", "timestamp"), "wrong_partition": ("capture_ts",)}
 
 def _is_bad(column: str, value: object) -> bool:
     "Whether the value by itself would break the rule that its column stands under."
@@ -89,9 +102,50 @@ def _is_bad(column: str, value: object) -> bool:
     if isinstance(value, int): return not low.timestamp() * 1000 <= value <= high.timestamp() * 1000
     return value is None and column in ("price", "amount", "capture_ts")
 
-def original_rows(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    "Row numbers in the file, for row numbers counted after the rows `removed` (sorted) were taken out."
-    return rows + np.searchsorted(removed - np.arange(removed.size), rows, side="right")
+def judge_lines(aside: pl.DataFrame, total: int, allowed: float, files: PartitionFiles,
+                contract: Contract | None, fmt: DataFormat) -> None:
+    "The first bad line's own error if the lines that are set aside are a larger share than `allowed` of `total` rows."
+    lines = aside.filter(pl.col("reason") == "bad_line").height
+    if lines <= allowed * (total + lines): return
+    found = (text_fault(replace(f, skip=()), contract, fmt) for f in files.files)
+    first = next(e for e in found if e is not None)
+    raise type(first)(
+        f"{first.found} ({lines} of {total + lines} lines are no record)", path=first.path, column=first.column,
+        expected=first.expected or f"at most {allowed:.2%} of bad lines",
+        fix="Mend the file, or raise max_bad_fraction to set such lines aside.")
+
+# %% ../../nbs/40_run/02_unit.ipynb #c2e1cc31
+def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConfig, *,
+                  levels: bool = True) -> CheckedInput:
+    "The rows of an input that keep its contract, and all that does not; an error if that is more than a stray few."
+    contract, fmt = contract_of(config, features.clock), config.format
+    if contract: check_limits(pf, config.limits, fmt)       # files of others; our own are what we made them
+    pf, aside = _readable(pf, contract, config)
+    with reading(pf, contract, fmt):
+        rows = scan_partition(pf, contract, fmt, config.extra) if pf.files else pl.LazyFrame(schema=contract.schema)
+        found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
+    judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
+    return replace(found, files=pf, aside=aside)
+
+def _readable(pf: PartitionFiles, contract: Contract | None,
+              config: InputConfig) -> tuple[PartitionFiles, pl.DataFrame]:
+    "The files to read, bad lines noted in them, and what is set aside."
+    if not (config.quarantine_files and contract):
+        check_sizes(pf)
+        return settle_lines(pf, contract, config.format)
+    pf, whole = set_aside_files(pf, contract, config.format)
+    pf, lines = settle_lines(pf, contract, config.format)
+    return pf, pl.concat([whole, lines], how="diagonal")
+
+def check_drift(found: Mapping[str, pl.DataType], declared: Collection[str], before: Path) -> None:
+    "`SchemaError` if a column that nobody declared has another type than in the result of the partition before."
+    if not before.exists(): return
+    for name, dtype in parquet_schema(str(before)).items():
+        if name in found and name not in declared and found[name] != dtype:
+            raise SchemaError(
+                f"{found[name]}, but {dtype} in the partition before it, {before.parent.name}", column=name,
+                expected="one type over all days of a stream",
+                fix="Cast it where the files are written, or drop it with extra='ignore'.")
 
 # %% ../../nbs/40_run/02_unit.ipynb #78d86971
 @dataclass
@@ -144,11 +198,14 @@ class UnitRun:
             save_record(dataset, self.unit.partition, s, facts)
 
     def _checked(self, name: str, pf: PartitionFiles) -> CheckedInput:
-        check_sizes(pf)
-        c = self.transform.config.inputs[name]
-        contract = contract_of(c, self.context.feature_config.clock)
-        rows = scan_partition(pf, contract, c.format, c.extra)
-        return check_rows(rows, contract, pf.paths[0], levels=not self.transform.checks_levels)
+        config, features = self.transform.config.inputs[name], self.context.feature_config
+        found = checked_input(pf, config, features, levels=not self.transform.checks_levels)
+        contract = contract_of(config, features.clock)
+        if contract and self.unit.previous and name == next(iter(self.unit.inputs)):
+            declared = {*contract.names, *(k for k, _ in pf.partition.items)}
+            schema = found.rows.collect_schema()
+            for target in self.targets.values(): check_drift(schema, declared, target.dataset.file(self.unit.previous))
+        return found
 
     def _nothing(self, name: str) -> pl.LazyFrame:
         "No rows of the input `name`, with its columns."
@@ -201,16 +258,18 @@ class UnitRun:
             removed = np.sort(c.bad["__row"].to_numpy()) if bad else np.empty(0, np.int64)
             numbers = (original_rows(f["row"].to_numpy().astype(np.int64), removed) for f in own)
             bad += [f.with_columns(pl.Series("__row", n)).drop("row") for f, n in zip(own, numbers, strict=True)]
+            if c.aside.height: aside.append(c.aside)
             if not bad: continue
-            rows = pl.concat(bad, how="diagonal_relaxed")
-            judge_bad(rows, c.count, self.context.feature_config.max_bad_fraction, self.unit.inputs[name])
-            aside.append(self._located(name, rows))
+            rows, lines = pl.concat(bad, how="diagonal_relaxed"), int((c.aside["reason"] == "bad_line").sum())
+            judge_bad(rows, c.count, self.context.feature_config.max_bad_fraction, c.files, lines)
+            aside.append(_located(c.files, rows))
         if not aside: return None, 0
         slot = stage_rows(self.home.dataset, pl.concat(aside, how="diagonal_relaxed"))
         stack.push(lambda kind, *_: slot.close() if kind else None)
         return slot, sum(f.height for f in aside)
 
-    def _located(self, name: str, rows: pl.DataFrame) -> pl.DataFrame:
-        places = [locate_row(self.unit.inputs[name], r) for r in rows["__row"]]
-        file, row = pl.Series("file", [p for p, _ in places]), pl.Series("row", [r for _, r in places])
-        return rows.drop("__row").select(file, row, pl.col("reason"), pl.exclude("reason"))
+def _located(pf: PartitionFiles, rows: pl.DataFrame) -> pl.DataFrame:
+    "`rows` with their files and the rows there instead of `__row`."
+    places = locate_rows(pf, rows["__row"])
+    file, row = pl.Series("file", [p for p, _ in places]), pl.Series("row", [r for _, r in places])
+    return rows.drop("__row").select(file, row, pl.col("reason"), pl.exclude("reason"))

@@ -29,10 +29,11 @@ def features_config(channel: str, storage: StorageConfig, source: str | None = N
     `orderbook` has a second input, `trades`: the folder given, or the one beside its own if there is one; "" for
     none."""
     where = source or f"{storage.input_root}/{channel}"
-    inputs = {channel: InputConfig(name=channel, path=where, format=fmt)}
+    rules = {"format": fmt, "quarantine_files": storage.quarantine_files, "limits": storage.limits}
+    inputs = {channel: InputConfig(name=channel, path=where, **rules)}
     beside = str(Path(where).parent / "trades") if trades is None else trades
     if channel == "orderbook" and beside:
-        inputs["trades"] = InputConfig(name="trades", path=beside, format=fmt, optional=trades is None)
+        inputs["trades"] = InputConfig(name="trades", path=beside, optional=trades is None, **rules)
     return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}", inputs=inputs,
                            outputs=_output("silver", f"{storage.output_root}/silver/{channel}", storage))
 

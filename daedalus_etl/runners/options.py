@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from ..core.config import DaedalusConfig, FeatureConfig, FilterSpec, load_config
 from ..core.errors import DaedalusError
+from ..core.redact import redact
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
@@ -40,6 +41,8 @@ FLAGS: dict[str, dict] = {
         metavar="PATH", help="folder with states to begin with, and for those in which the chains end"),
     "--cold-start": dict(action="store_true", help="begin without the state of the partition before, if it has none"),
     "--config": dict(metavar="FILE", help="configuration (config/config.yaml, if it exists)"),
+    "--quarantine-files": dict(
+        action="store_true", help="go on without files that cannot be read, and note them in the quarantine"),
     "--workers": dict(type=int, metavar="N", help="streams computed side by side"),
     "--debug": dict(action="store_true", help="show the traceback of an error")}
 
@@ -85,7 +88,8 @@ def config_of(args: argparse.Namespace) -> DaedalusConfig:
     if "rolling_windows" in changes and "features" not in changes:
         changes["categories"] = {*changes.get("categories", config.features.categories), "rolling"}
     features = FeatureConfig(**dict(config.features) | changes) if changes else config.features
-    storage = config.storage.model_copy(update={"output_root": args.output}) if args.output else config.storage
+    given = {"output_root": args.output, "quarantine_files": args.quarantine_files}
+    storage = config.storage.model_copy(update={k: v for k, v in given.items() if v})
     return config.model_copy(update={"features": features, "storage": storage})
 
 # %% ../../nbs/50_runners/00_options.ipynb #fcd4e7c3
@@ -100,8 +104,11 @@ def exit_code(job: Callable[[argparse.Namespace], None], args: argparse.Namespac
     except DaedalusError as e:
         if (report := getattr(e, "report", None)) is not None: print_report(report)
         print(f"error: {e}", file=sys.stderr)
-        if args.debug: traceback.print_exc()
+        if args.debug: print(redact(traceback.format_exc()), file=sys.stderr)
         return e.exit_code
+    except Exception:      # a fault of ours or of a plug-in: all of it is shown, but for secrets
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        return 1
     return 0
 
 RARE = ("duplicates", "disordered", "quarantined")       # columns of a report that are shown if they are not all 0

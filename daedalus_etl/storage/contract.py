@@ -12,7 +12,7 @@ from operator import and_, or_
 import polars as pl
 
 # %% auto #0
-__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
+__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'JUDGED', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
            'contract_for', 'Cast', 'missing_column', 'check_schema', 'time_limits', 'BadRule', 'bad_row_rules',
            'split_bad', 'check_units']
 
@@ -72,6 +72,8 @@ CHANNELS: dict[str, Contract] = {
         *_floats("bid_volume ask_volume base_volume", "base"),
         *_floats("last open high low close vwap quote_volume change"), *_floats("percentage", "%"))),
 }
+
+JUDGED = {"price", "amount", "bid", "ask", "bid_volume", "ask_volume"}      # numbers that a row rule looks at
 
 def contract_for(channel: str | Contract, clock: str = "capture_ts") -> Contract:
     "The contract of a channel with the given clock; a Contract passes through, so that users can bring their own."
@@ -204,11 +206,17 @@ def _levels(column: str, *, price: bool) -> BadRule:
     bad = pl.col(column).list.eval(~ok.fill_null(False)).list.any().fill_null(False)
     return BadRule(bad, clean)
 
+def _inside(span: tuple[datetime, datetime]) -> BadRule:
+    "`capture_ts` inside [start, end) of the partition; a null is another rule's business."
+    c, (start, end) = pl.col("capture_ts"), span
+    return BadRule(((c < start) | (c >= end)).fill_null(False), ((c.min() >= start) & (c.max() < end)).fill_null(True))
+
 def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: Collection[str] | None = None,
-                  now: datetime | None = None) -> dict[str, BadRule]:
+                  now: datetime | None = None, span: tuple[datetime, datetime] | None = None) -> dict[str, BadRule]:
     """Reason -> rule for a channel, in the order in which reasons are given.
 
-    `columns`: the names that the batches have (optional ones that are absent have no rule); default all declared."""
+    `columns`: the names that the batches have (optional ones that are absent have no rule); default all declared.
+    `span`: [start, end) of the partition that the rows lie in, if its path says one."""
     contract = contract_for(channel, clock)
     have = set(contract.names if columns is None else columns)
     prices, sizes = [], []
@@ -221,8 +229,9 @@ def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: C
         prices = [_number(c, "any", null_is_bad=False) for c in ("bid", "ask")]
         sizes = [_number(c, ">=0", null_is_bad=False) for c in ("bid_volume", "ask_volume") if c in have]
     times = [_time(c, now, null_is_bad=c == contract.clock) for c in ("capture_ts", "timestamp") if c in have]
+    places = [_inside(span)] if span and "capture_ts" in have else []
     return {reason: _any(r) for reason, r in
-            [("bad_price", prices), ("bad_size", sizes), ("bad_timestamp", times)] if r}
+            [("bad_price", prices), ("bad_size", sizes), ("bad_timestamp", times), ("wrong_partition", places)] if r}
 
 # %% ../../nbs/10_storage/01_contract.ipynb #c031fa7b
 def split_bad(batch: pl.DataFrame, rules: Mapping[str, BadRule],

@@ -4,35 +4,37 @@
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #32f4b2f4
 from __future__ import annotations
-import csv
-import gzip
-import json
+import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from itertools import groupby, islice
-from typing import Any, Literal
+from dataclasses import replace
+from itertools import groupby
+from typing import Literal
+import numpy as np
 import polars as pl
 
 # %% auto #0
-__all__ = ['PEEK_LINES', 'Extra', 'STREAM_KEYS', 'parquet_schema', 'scan_partition', 'reading', 'locate_row', 'scan']
+__all__ = ['Extra', 'STREAM_KEYS', 'parquet_schema', 'scan_partition', 'reading', 'set_aside_files', 'original_rows',
+           'locate_rows', 'locate_row', 'scan']
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #4c1e0ddc
 from ..core.enums import DataFormat
-from ..core.errors import ConflictError, CorruptFileError, DaedalusError, PartitionError
-from ..core.errors import SchemaError, TransformError, did_you_mean
+from ..core.errors import CorruptFileError, DaedalusError, PartitionError
+from ..core.errors import InputChangedError, SchemaError, TransformError, did_you_mean
 from ..core.filters import FilterSpec, sanitize_symbol
-from ..core.levels import LEVELS, parse_number, to_levels
-from .contract import UTC_US, Cast, Contract, check_schema, contract_for, missing_column
+from .contract import Contract, check_schema, contract_for
 from .partitions import SUFFIXES, TIME_KEYS, FileInfo, PartitionFiles, discover
+from .text import (
+    corrupt_text, count_records, open_bytes, scan_text, text_casts, text_fault, text_schema)
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #5be961a4
 _POLARS_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # a panic is a BaseException
 
 def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
     "What is wrong with a file that polars could not read as Parquet."
-    if not os.path.exists(path): return ConflictError("the file vanished while it was read", path=path)
+    if not os.path.exists(path): return InputChangedError("the file vanished while it was read", path=path)
     with open(path, "rb") as f:
         head = f.read(16)
         f.seek(max(0, os.path.getsize(path) - 4))
@@ -45,6 +47,9 @@ def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
     if tail != b"PAR1":
         return CorruptFileError(f"truncated: it begins with {head!r} but the footer mark PAR1 at the end is missing",
                                 path=path, fix="Fetch it again; the copy was interrupted.")
+    if "not supported" in str(error):       # a codec or an encoding, which polars names
+        return CorruptFileError(f"cannot be read here: {str(error).splitlines()[0]}", path=path,
+                                fix="Write it again with zstd, snappy, lz4, gzip or no compression.")
     return CorruptFileError(f"damaged inside: {str(error).splitlines()[0]}", path=path, fix="Fetch it again.")
 
 def parquet_schema(path: str) -> dict[str, pl.DataType]:
@@ -52,95 +57,35 @@ def parquet_schema(path: str) -> dict[str, pl.DataType]:
     try: return dict(pl.read_parquet_schema(path))
     except _POLARS_FAULTS as e: raise _corrupt_parquet(path, e) from e
 
-# %% ../../nbs/10_storage/02_dataset.ipynb #18a8077a
-PEEK_LINES = 100  # NDJSON records looked at for the keys in use and the shape of book levels
-
-def _is_gzip(path: str) -> bool:
-    "By content: a suffix is only a name."
-    with open(path, "rb") as f: return f.read(2) == b"\x1f\x8b"
-
-@contextmanager
-def _open_text(path: str) -> Iterator[Any]:
-    with (gzip.open if _is_gzip(path) else open)(path, "rt", encoding="utf-8-sig", newline="") as f: yield f
-
-def _peek_records(path: str) -> list[dict]:
-    "The first NDJSON records; lines that do not parse are left to the reader, whose error names the line."
-    records = []
-    with _open_text(path) as f:
-        for line in islice(filter(str.strip, f), PEEK_LINES):
-            try: record = json.loads(line)
-            except ValueError: continue
-            if isinstance(record, dict): records.append(record)
-    return records
-
-def _raw_levels(records: list[dict], column: str) -> pl.DataType:
-    "Book levels as text: structs or CCXT pairs, whichever the first level is."
-    first = next((r[column][0] for r in records if isinstance(r.get(column), list) and r[column]), [])
-    if isinstance(first, dict): return pl.List(pl.Struct({"price": pl.String, "size": pl.String}))
-    return pl.List(pl.List(pl.String))
-
-def _raw_type(dtype: pl.DataType) -> pl.DataType:
-    return pl.String() if dtype in (pl.Float64, pl.Int64, UTC_US) else dtype
-
-def _ndjson_schema(path: str, contract: Contract) -> dict[str, pl.DataType]:
-    "All declared columns (a key may appear late, so none is left out), then undeclared ones as JSON text."
-    records = _peek_records(path)
-    keys = {k: None for r in records for k in r}
-    for column in contract.required:
-        if records and column not in keys: raise missing_column(column, contract.schema[column], list(keys), path)
-    schema = {n: _raw_levels(records, n) if t == LEVELS else _raw_type(t) for n, t in contract.schema.items()}
-    return schema | {k: pl.String() for k in keys if k not in schema}
-
-def _csv_schema(path: str, contract: Contract) -> dict[str, pl.DataType]:
-    "The header's columns in their order, declared ones with their type, others as text."
-    with _open_text(path) as f: header = next(csv.reader(f), [])
-    if len(set(header)) < len(header): raise SchemaError(f"the header names a column twice: {header}", path=path)
-    for column in contract.required:
-        if column not in header: raise missing_column(column, contract.schema[column], header, path)
-        if contract.schema[column] == LEVELS:
-            raise SchemaError("a CSV cell holds no levels", path=path, column=column, fix="Use NDJSON for books.")
-    return {n: _raw_type(contract.schema.get(n, pl.String())) for n in header}
-
-def _text_casts(schema: Mapping[str, pl.DataType], contract: Contract) -> list[Cast]:
-    "From the raw types of a text file to the contract's."
-    casts = []
-    for name, dtype in contract.schema.items():
-        if name not in schema or schema[name] == dtype: continue
-        c = pl.col(name)
-        if dtype == LEVELS: expr = to_levels(c, schema[name])[0]
-        elif dtype == UTC_US: expr = c.str.to_datetime("%+", time_unit="us", time_zone="UTC")
-        else: expr = parse_number(c) if dtype == pl.Float64 else c.cast(dtype)
-        casts.append(Cast(name, schema[name], dtype, expr.alias(name)))
-    return casts
-
 # %% ../../nbs/10_storage/02_dataset.ipynb #cb037e13
 Extra = Literal["keep", "ignore", "forbid"]
 
 class _Part:
     "A file with its raw schema and the casts to the contract."
     def __init__(self, file: FileInfo, contract: Contract | None, fmt: DataFormat):
-        self.path, self.contract, self.fmt = file.path, contract, fmt
+        self.file, self.path, self.contract, self.fmt = file, file.path, contract, fmt
         if fmt is DataFormat.PARQUET:
             self.schema = parquet_schema(file.path)
             self.casts = check_schema(self.schema, contract, file.path) if contract else []
         else:
-            try: self.schema = (_ndjson_schema if fmt is DataFormat.NDJSON else _csv_schema)(file.path, contract)
-            except (EOFError, OSError, UnicodeDecodeError, csv.Error) as e: raise _corrupt_text(file.path, e) from e
-            self.casts = _text_casts(self.schema, contract)
+            self.schema = text_schema(file.path, contract, fmt)
+            self.casts = text_casts(self.schema, contract)
 
     @property
     def result(self) -> dict[str, pl.DataType]: return self.schema | {c.column: c.expected for c in self.casts}
 
-def _scan_raw(paths: list[str], schema: dict[str, pl.DataType], fmt: DataFormat) -> pl.LazyFrame:
-    if fmt is DataFormat.PARQUET: return pl.scan_parquet(paths, schema=schema, hive_partitioning=False, glob=False)
-    if fmt is DataFormat.CSV: return pl.scan_csv(paths, schema=schema, glob=False)
-    return pl.scan_ndjson(paths, schema=schema)
+    def raw(self) -> pl.LazyFrame: return _scan_raw([self])
+
+def _scan_raw(run: Sequence[_Part]) -> pl.LazyFrame:
+    "One scan over files of one schema."
+    if run[0].fmt is not DataFormat.PARQUET: return pl.concat(scan_text(p.file, p.schema, p.fmt) for p in run)
+    return pl.scan_parquet([p.path for p in run], schema=run[0].schema, hive_partitioning=False, glob=False)
 
 def _check_lossless(part: _Part) -> None:
     "Casts whose safety depends on the values are tested on the values; such columns are rare."
     tests = {c.column: c.lossless for c in part.casts if c.lossless is not None}
     if not tests: return
-    ok = _scan_raw([part.path], part.schema, part.fmt).select(**tests).collect().row(0, named=True)
+    ok = part.raw().select(**tests).collect().row(0, named=True)
     for cast in part.casts:
         if ok.get(cast.column) is False:
             raise SchemaError(f"values of type {cast.found} that {cast.expected} cannot hold exactly", path=part.path,
@@ -186,6 +131,18 @@ def _check_key(pf: PartitionFiles, key: str, low: str, high: str, nulls: int) ->
         raise PartitionError(f"the rows say {low!r}, the folder says {folder!r}", **place,
                              fix="Move the file to the partition that its rows belong to.")
 
+# %% ../../nbs/10_storage/02_dataset.ipynb #5d1d19f7
+def _check_copies(pf: PartitionFiles, contract: Contract | None, parts: list[_Part]) -> None:
+    "PartitionError if two files hold the same bytes and nothing in the rows would tell that they are repeats."
+    if contract is None or contract.channel == "orderbook" or all("trade_id" in p.schema for p in parts): return
+    sizes = [f.size for f in pf.files]
+    seen: dict[str, str] = {}
+    for file in (f for f in pf.files if sizes.count(f.size) > 1):
+        with open(file.path, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
+        if (other := seen.setdefault(digest, file.path)) != file.path:
+            raise PartitionError(f"the same bytes as {other}: every row would count twice", path=file.path,
+                                 fix="Remove one of the two.")
+
 # %% ../../nbs/10_storage/02_dataset.ipynb #3ca9c989
 def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fmt: DataFormat = DataFormat.PARQUET,
                    extra: Extra = "keep", columns: Sequence[str] | None = None) -> pl.LazyFrame:
@@ -199,22 +156,23 @@ def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fm
     if contract is None and fmt is not DataFormat.PARQUET:
         raise SchemaError(f"{fmt.value} has no types of its own", path=pf.root, expected="a channel or a Contract")
     parts = [_Part(f, contract, fmt) for f in pf.files]
+    _check_copies(pf, contract, parts)
     with reading(pf, contract, fmt):
         for part in parts: _check_lossless(part)
         _same_types(parts)
-        lf = pl.concat(_scans(parts, fmt), how="diagonal")
+        lf = pl.concat(_scans(parts), how="diagonal")
         names = list(dict.fromkeys(n for p in parts for n in p.schema))
         missing = _check_streams(lf, pf, names)
     lf = lf.with_columns(pl.lit(pf.partition.get(k)).alias(k) for k in missing)
     names += [k for k in missing if k not in names]
     return lf.select(_wanted(names, contract, pf, extra, columns))
 
-def _scans(parts: list[_Part], fmt: DataFormat) -> list[pl.LazyFrame]:
+def _scans(parts: list[_Part]) -> list[pl.LazyFrame]:
     "One scan per run of neighbouring files with the same schema."
     scans = []
     for _, group in groupby(parts, key=lambda p: list(p.schema.items())):
         run = list(group)
-        lf = _scan_raw([p.path for p in run], run[0].schema, fmt)
+        lf = _scan_raw(run)
         scans.append(lf.with_columns(c.expr for c in run[0].casts))
     return scans
 
@@ -228,26 +186,32 @@ def _wanted(names: list[str], contract: Contract | None, pf: PartitionFiles, ext
     if undeclared and extra == "forbid":
         raise SchemaError(f"undeclared columns {undeclared}", path=f"{pf.root}/{pf.partition.path}",
                           fix="Declare them, or read with extra='keep' or 'ignore'.")
-    if extra == "ignore": names = [n for n in names if n not in undeclared]
+    if undeclared and extra == "ignore":
+        # Python shows a warning of one text once
+        warnings.warn(f"{pf.root}: undeclared columns {undeclared} are left out; extra='keep' passes them through",
+                      stacklevel=3)
+        names = [n for n in names if n not in undeclared]
     if columns is None: return names
     for c in columns:
         if c not in names: raise SchemaError("no such column", path=pf.root, column=c, fix=did_you_mean(c, names))
     return list(columns)
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #206e0976
+def _read_through(part: _Part) -> None:
+    for scan in _scans([part]):
+        for _ in scan.collect_batches(): pass
+
 def _damaged(pf: PartitionFiles, contract: Contract | None, fmt: DataFormat) -> DaedalusError | None:
     "The fault in the first file that is at fault; None if all can be read from end to end."
     if changed := pf.changed():
-        return ConflictError("the file was replaced or removed while it was read", path=changed[0], fix="Run again.")
+        return InputChangedError("the file was replaced or removed while it was read", path=changed[0], fix="Run again.")
     for file in pf.files:
-        if fmt is not DataFormat.PARQUET and (fault := _text_fault(file.path, contract, fmt)): return fault
+        if fmt is not DataFormat.PARQUET and (fault := text_fault(file, contract, fmt)): return fault
         try:
-            part = _Part(file, contract, fmt)
-            for scan in _scans([part], fmt):
-                for _ in scan.collect_batches(): pass
+            _read_through(_Part(file, contract, fmt))
         except DaedalusError as e: return e
         except _POLARS_FAULTS as e:
-            return _corrupt_parquet(file.path, e) if fmt is DataFormat.PARQUET else _corrupt_text(file.path, e)
+            return _corrupt_parquet(file.path, e) if fmt is DataFormat.PARQUET else corrupt_text(file.path, e)
     return None
 
 @contextmanager
@@ -268,90 +232,66 @@ def reading(pf: PartitionFiles, channel: str | Contract | None = None,
             raise TransformError(f"polars stopped with an internal error: {reason}", path=pf.partition.path) from e
         raise
 
-# %% ../../nbs/10_storage/02_dataset.ipynb #561d19fc
-def _corrupt_text(path: str, error: BaseException) -> CorruptFileError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, EOFError) or "end of file" in reason:
-        return CorruptFileError("the gzip stream is truncated", path=path, fix="Fetch it again.")
-    with open(path, "rb") as f: head = f.read(16)
-    return CorruptFileError(f"cannot be read: {reason}; it begins with {head!r}", path=path)
-
-def _value_fault(value: Any, dtype: pl.DataType) -> str | None:
-    "Why a JSON or CSV value does not fit its declared type, or None."
-    if value is None or value == "": return None
-    if dtype == pl.Int64:
-        if isinstance(value, str) and value.lstrip("+-").isdigit(): value = int(value)
-        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-        return None if whole else f"found {value!r}"
-    if isinstance(dtype, pl.List):
-        shape = dict if isinstance(dtype.inner, pl.Struct) else list
-        fits = isinstance(value, list) and all(isinstance(x, shape) for x in value)
-        return None if fits else f"found {str(value)[:60]}"
-    if dtype == UTC_US: return _time_fault(value)
-    return None
-
-def _time_fault(value: Any) -> str | None:
-    "Only ISO 8601 with an offset is a time; `Z` is one."
-    try: return None if datetime.fromisoformat(value).tzinfo else f"found {value!r}, which has no zone"
-    except (TypeError, ValueError): return f"found {value!r}"
-
-def _expected(dtype: pl.DataType) -> str:
-    if not isinstance(dtype, pl.List): return "ISO 8601 with Z or an offset" if dtype == UTC_US else str(dtype)
-    return "a list of {price, size}" if isinstance(dtype.inner, pl.Struct) else "a list of [price, size]"
-
-def _ndjson_fault(line: str, types: Mapping[str, pl.DataType], place: str) -> DaedalusError | None:
-    if line.lstrip().startswith("["):
-        return CorruptFileError("a JSON array", path=place, expected="one JSON object per line")
-    try: record = json.loads(line)
-    except ValueError as e: return CorruptFileError(f"no JSON: {e}", path=place, fix="Mend or remove the line.")
-    if not isinstance(record, dict):
-        return CorruptFileError(f"found {line.strip()[:60]!r}", path=place, expected="a JSON object")
-    for name, dtype in types.items():
-        why = _value_fault(record.get(name), dtype)
-        if why: return SchemaError(why, path=place, column=name, expected=_expected(dtype))
-    return None
-
-def _csv_faults(rows: Any, contract: Contract, path: str) -> Iterator[DaedalusError]:
-    header = next(rows, [])
-    for row in rows:
-        place = f"{path}:{rows.line_num}"
-        if len(row) > len(header):
-            yield CorruptFileError(f"found {len(row)} fields", path=place, expected=f"{len(header)} fields")
-        for name, value in zip(header, row, strict=False):
-            dtype = contract.schema.get(name, pl.String())
-            why = _value_fault(value, dtype)
-            if why: yield SchemaError(why, path=place, column=name, expected=_expected(dtype))
-
-def _text_fault(path: str, contract: Contract, fmt: DataFormat) -> DaedalusError | None:
-    "The first line of a text file that breaks the declaration, as an error with `file:line`."
+# %% ../../nbs/10_storage/02_dataset.ipynb #6f19d491
+def _unreadable(file: FileInfo, contract: Contract, fmt: DataFormat) -> CorruptFileError | None:
+    "Why the file cannot be read to its end; None if it can, or if something else is wrong with it."
+    if not file.size: return CorruptFileError("the file has 0 bytes", path=file.path)
     try:
-        with _open_text(path) as f:
-            if fmt is DataFormat.CSV: return next(_csv_faults(csv.reader(f), contract, path), None)
-            raw = _ndjson_schema(path, contract)
-            types = contract.schema | {n: t for n, t in raw.items() if isinstance(t, pl.List)}
-            faults = (_ndjson_fault(line, types, f"{path}:{i}") for i, line in enumerate(f, 1) if line.strip())
-            return next((x for x in faults if x), None)
-    except (EOFError, OSError, UnicodeDecodeError, csv.Error) as e: return _corrupt_text(path, e)
+        if fmt is DataFormat.PARQUET:
+            _read_through(_Part(file, contract, fmt))
+        else:
+            with open_bytes(file.path) as f:
+                while f.read(1 << 20): pass
+    except CorruptFileError as e: return e
+    except SchemaError: return None             # it can be read; what it holds is judged by whoever reads it
+    except (EOFError, *_POLARS_FAULTS) as e:
+        fault = (_corrupt_parquet if fmt is DataFormat.PARQUET else corrupt_text)(file.path, e)
+        return fault if isinstance(fault, CorruptFileError) else None
+    return None
+
+def set_aside_files(pf: PartitionFiles, contract: Contract,
+                    fmt: DataFormat) -> tuple[PartitionFiles, pl.DataFrame]:
+    "The files that can be read, and what the quarantine keeps of the others. Warns about each of them."
+    faults = {f.path: e for f in pf.files if (e := _unreadable(f, contract, fmt)) is not None}
+    rows = []
+    for file in (f for f in pf.files if f.path in faults):
+        warnings.warn(f"set aside whole: {faults[file.path]}", stacklevel=2)
+        with open(file.path, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
+        rows.append({"file": file.path, "row": None, "reason": "unreadable_file", "found": faults[file.path].found,
+                     "bytes": file.size, "sha256": digest})
+    schema = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "found": pl.String, "bytes": pl.Int64,
+              "sha256": pl.String}
+    return replace(pf, files=tuple(f for f in pf.files if f.path not in faults)), pl.DataFrame(rows, schema=schema)
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #293b03b1
-def _count_rows(path: str, fmt: DataFormat) -> int:
-    if fmt is DataFormat.PARQUET: return pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()
-    with _open_text(path) as f:
-        if fmt is DataFormat.CSV: return sum(1 for _ in csv.reader(f)) - 1
-        return sum(1 for line in f if line.strip())
+def _count_rows(file: FileInfo) -> int:
+    fmt = _format_of(file.path)
+    if fmt is not DataFormat.PARQUET: return count_records(file, fmt)
+    return pl.scan_parquet(file.path, glob=False).select(pl.len()).collect().item()
 
 def _format_of(path: str) -> DataFormat:
     name = path.lower().removesuffix(".gz")
     return next((f for f, suffixes in SUFFIXES.items() if name.endswith(suffixes)), DataFormat.PARQUET)
 
+def original_rows(rows: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    "Row numbers in the file, for row numbers counted after the rows `removed` (sorted) were taken out."
+    return rows + np.searchsorted(removed - np.arange(removed.size), rows, side="right")
+
+def locate_rows(pf: PartitionFiles, rows: Sequence[int]) -> list[tuple[str, int]]:
+    "(path, zero-based row in that file) of rows of the partition's scan; IndexError for one beyond its end."
+    counts = [_count_rows(f) for f in pf.files]
+    starts, rows = np.cumsum([0, *counts]), np.asarray(rows, np.int64)
+    if rows.size and rows.max() >= starts[-1]:
+        raise IndexError(f"row {rows.max()} lies beyond the {starts[-1]} rows of {pf.partition}")
+    places = []
+    for k, row in zip(np.searchsorted(starts, rows, side="right") - 1, rows, strict=True):
+        removed = np.array([record for _, record in pf.files[k].skip], np.int64)
+        places.append((pf.files[k].path, int(original_rows(row - starts[k], removed))))
+    return places
+
 def locate_row(pf: PartitionFiles, row: int) -> tuple[str, int]:
     "(path, zero-based row in that file) of row number `row` of the partition's scan; IndexError beyond its end."
-    left = row
-    for file in pf.files:
-        n = _count_rows(file.path, _format_of(file.path))
-        if 0 <= left < n: return file.path, left
-        left -= n
-    raise IndexError(f"row {row} lies beyond the {row - left} rows of {pf.partition}")
+    return locate_rows(pf, [row])[0]
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #4e109e38
 _TIME_TYPES = {"year": pl.Int16(), "month": pl.Int8(), "day": pl.Int8(), "hour": pl.Int8()}

@@ -171,6 +171,7 @@ class FileInfo:
     size: int
     mtime_ns: int
     inode: int
+    skip: tuple[tuple[int, int], ...] = ()  # of a text file: (line, record) of those that are set aside
 
     @property
     def fingerprint(self) -> str:
@@ -195,6 +196,13 @@ class PartitionFiles:
     def size(self) -> int:
         "Bytes on disk."
         return sum(f.size for f in self.files)
+
+    @cached_property
+    def span(self) -> tuple[datetime, datetime] | None:
+        "[start, end) of the times that the files' folders stand for (UTC); None without time keys."
+        folders = {os.path.dirname(f.relative) for f in self.files}
+        spans = [(p.start, p.end) for p in [*map(Partition.parse, folders)] or [self.partition]]
+        return None if spans[0][0] is None else (min(s for s, _ in spans), max(e for _, e in spans))
 
     def changed(self) -> list[str]:
         "Paths of files that vanished or were replaced since they were listed; empty if all is as it was."
@@ -250,10 +258,23 @@ def _kept_folders(folders: list[os.DirEntry], items: Items, spec: FilterSpec | N
         if spec is not None and not spec.keeps(unquote(raw_key), unquote(raw)): continue
         key, value = _split_folder(e.name, e.path)
         if _keeps(spec, items, key, value): kept.append((e.path, (*items, (key, value))))
+    _check_twins(kept)
     symbols = {i[-1][1] for _, i in kept if i[-1][0] == "symbol"}
     if spec is None or not symbols: return kept
     preferred = set(spec.prefers(sorted(symbols)))
     return [(p, i) for p, i in kept if i[-1][0] != "symbol" or i[-1][1] in preferred]
+
+def _check_twins(kept: list[tuple[str, Items]]) -> None:
+    "PartitionError if two sibling folders are one folder where case does not count (macOS, Windows)."
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for path, items in kept:
+        key, value = items[-1]
+        other, where = seen.setdefault((key, value.casefold()), (value, path))
+        if other != value:
+            raise PartitionError(f"{key}={value!r} differs from {other!r} in case alone: where case does not count, "
+                                 "their results would lie in one folder", path=path,
+                                 expected=f"one spelling, as in {where}",
+                                 fix=f"Rename one of the two, or choose one with a filter on {key}.")
 
 def _walk(folder: str, items: Items, spec: FilterSpec | None, suffixes: tuple[str, ...]) \
         -> Iterator[tuple[str, Items, list[os.DirEntry]]]:
