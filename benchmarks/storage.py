@@ -101,7 +101,7 @@ def bench_plan(folder: Path, partitions: int, repeats: int) -> None:
     began = time.perf_counter()
     report = executor.execute(TradesFeatureTransform(config))
     t, took = report.totals(), time.perf_counter() - began
-    if "written" in t: print(f"built {t['written']:,} partitions in {took:.1f} s: {took / t['written'] * 1e3:.2f} ms each")
+    if n := t.get("written"): print(f"built {n:,} partitions in {took:.1f} s: {took / n * 1e3:.2f} ms each")
     for what in ("execute", "plan"):
         seconds = []
         for _ in range(repeats):

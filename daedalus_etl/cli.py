@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import sys
 from . import __version__
-from .runners import jobs, run_bars, run_orderbook_features, run_ticker_features, run_trades_features
+from .runners import (
+    jobs, maintenance, run_bars, run_orderbook_features, run_ticker_features, run_trades_features)
 from .runners.options import BAR_FLAGS, BOOK_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
-__all__ = ['DEMO', 'ALL_FLAGS', 'COLUMN_FLAGS', 'COMMANDS', 'run', 'plan', 'features', 'demo', 'parser', 'main', 'app']
+__all__ = ['DEMO', 'ALL_FLAGS', 'COLUMN_FLAGS', 'COMMANDS', 'UPKEEP', 'run', 'plan', 'features', 'demo', 'parser', 'main', 'app']
 
 # %% ../nbs/50_runners/05_cli.ipynb #7727575e
 def run(args: argparse.Namespace) -> None:
@@ -70,7 +71,9 @@ COMMANDS = {
     "run": (run, ALL_FLAGS),
     "plan": (plan, ALL_FLAGS),
     "demo": (demo, ALL_FLAGS),
+    "status": (maintenance.status, ALL_FLAGS),
     "features": (features, COLUMN_FLAGS)}
+UPKEEP = {f.__name__: f for f in (maintenance.lineage, maintenance.verify, maintenance.gc, maintenance.recover)}
 
 def parser() -> argparse.ArgumentParser:
     "The parser of `daedalus` with all commands."
@@ -79,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (job, groups) in COMMANDS.items():
         add_flags(commands.add_parser(name, help=job.__doc__, description=job.__doc__), *groups).set_defaults(job=job)
+    for name, job in UPKEEP.items():
+        maintenance.add_flags(commands.add_parser(name, help=job.__doc__, description=job.__doc__), name
+                              ).set_defaults(job=job)
     return top
 
 def main(argv: list[str] | None = None) -> int:

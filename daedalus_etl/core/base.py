@@ -89,6 +89,10 @@ class BaseTransform(ABC):
         "How far (s) beyond its partition a unit looks at later rows, `context.lookahead`; None: not at all."
         return None
 
+    def never_forgets(self, features: FeatureConfig) -> str:
+        "Why a change at one time changes every later state, for plans; empty if states come out the same at last."
+        return ""
+
     def datasets(self, context: TransformContext) -> list[str]:
         "Names of the datasets that a unit writes; the outputs' own names unless an output has several."
         return list(self.config.outputs)

@@ -20,7 +20,7 @@ from .enums import DataFormat, WriteMode
 from .errors import ConfigError, InputChangedError, StaleStateError
 from .outputs import Present, Target, check_room, forbid
 from .plan import (
-    COLD, NO_PAST, UNKNOWN, Recipe, Unit, Verdict, find_again, judge, parent_of, recipe, units_of)
+    COLD, NO_PAST, STATE_MAY_DIFFER, UNKNOWN, Recipe, Unit, Verdict, find_again, judge, parent_of, recipe, units_of)
 from .report import RunReport, UnitReport
 from .rest import Rest
 from .state import dump_state, load_state, state_hash
@@ -172,7 +172,11 @@ class Chain:
         for n, t in self.targets.items():
             why = t.refusal(present[n], name, key, insist=self.run.insist)
             if why: return Verdict("conflict", why, n)
-        return judge(unit, self.made_by, parent, present)
+            if any(f.get("transform", name) != name for f in (present[n].footers or {}).values()):
+                return Verdict("stale", "made by another transform")
+        verdict = judge(unit, self.made_by, parent, present)
+        why = self.transform.never_forgets(self.features) if verdict.reason == STATE_MAY_DIFFER else ""
+        return Verdict("changed", f"the state before it changes: {why}") if why else verdict
 
     def _untouched(self, unit: Unit, verdict: Verdict) -> UnitReport:
         done = verdict.status == "done"

@@ -15,7 +15,8 @@ from .options import config_of, filter_of, print_report
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
-__all__ = ['CHANNELS', 'features_config', 'bars_config', 'run_job', 'features_job', 'bars_job', 'pipeline']
+__all__ = ['CHANNELS', 'features_config', 'bars_config', 'run_job', 'features_job', 'bars_job', 'channel_configs', 'pipeline',
+           'waits']
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #96278f86
 def _output(name: str, path: str, storage: StorageConfig) -> dict[str, OutputConfig]:
@@ -51,7 +52,7 @@ def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Na
     executor = TransformExecutor.from_config(settings, workers=args.workers)
     transform = create_transform(config.name, config)
     return executor.execute(transform, filter_of(args), args.limit, args.dry_run, cold_start=args.cold_start,
-                            state_path=args.state_path)
+                            state_path=args.state_path, replace=args.replace)
 
 def features_job(channel: str, args: argparse.Namespace) -> None:
     "Bronze to silver for `channel`; prints the report."
@@ -71,19 +72,22 @@ def bars_job(args: argparse.Namespace) -> None:
 # %% ../../nbs/50_runners/01_jobs.ipynb #90212842
 CHANNELS = ("trades", "ticker", "orderbook")
 
-def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> list[RunReport]:
-    "Silver and gold of every channel below the bronze folder; prints a report for each step."
+def channel_configs(args: argparse.Namespace, settings: DaedalusConfig) -> list[TransformConfig]:
+    "Bronze to silver and silver to gold of every channel below the bronze folder, in the order in which they run."
     root = args.input or settings.storage.input_root
     found = [c for c in CHANNELS if (Path(root) / c).is_dir()]
     if not found:
         raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, fix="Give it with --input.",
                                  expected="bronze data, a folder for each channel")
+    def silver(c: str): return features_config(c, settings.storage, f"{root}/{c}", args.input_format, _trades_of(args))
+    return [config for c in found for config in (silver(c), bars_config(c, settings.storage))]
+
+def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> list[RunReport]:
+    "Silver and gold of every channel below the bronze folder; prints a report for each step."
     reports, errors = [], []
-    for channel in found:
-        silver = features_config(channel, settings.storage, f"{root}/{channel}", args.input_format, _trades_of(args))
-        for config in (silver, bars_config(channel, settings.storage)):
-            try: reports += _step(config, settings, args)
-            except DaedalusError as e: errors.append(_noted(e))
+    for config in channel_configs(args, settings):
+        try: reports += _step(config, settings, args)
+        except DaedalusError as e: errors.append(_noted(e))
     if errors: raise errors[0]
     return reports
 
@@ -94,10 +98,13 @@ def _noted(error: DaedalusError) -> DaedalusError:
     error.report = None
     return error
 
+def waits(config: TransformConfig) -> bool:
+    "Whether the transform is of bars, and there is nothing yet to make them of."
+    return config.name == "bars" and not Path(next(iter(config.inputs.values())).path).is_dir()
+
 def _step(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> list[RunReport]:
-    source = next(iter(config.inputs.values())).path
-    if (args.dry_run or args.limit) and config.name == "bars" and not Path(source).is_dir():
-        print(f"\nbars: waits for {source}")
+    if (args.dry_run or args.limit) and waits(config):
+        print(f"\nbars: waits for {next(iter(config.inputs.values())).path}")
         return []
     report = run_job(config, settings, args)
     print_report(report)

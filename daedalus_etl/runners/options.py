@@ -40,6 +40,7 @@ FLAGS: dict[str, dict] = {
     "--state-path": dict(
         metavar="PATH", help="folder with states to begin with, and for those in which the chains end"),
     "--cold-start": dict(action="store_true", help="begin without the state of the partition before, if it has none"),
+    "--replace": dict(action="store_true", help="write over partitions that another transform or hand has written"),
     "--config": dict(metavar="FILE", help="configuration (config/config.yaml, if it exists)"),
     "--quarantine-files": dict(
         action="store_true", help="go on without files that cannot be read, and note them in the quarantine"),

@@ -204,7 +204,8 @@ def _read_through(part: _Part) -> None:
 def _damaged(pf: PartitionFiles, contract: Contract | None, fmt: DataFormat) -> DaedalusError | None:
     "The fault in the first file that is at fault; None if all can be read from end to end."
     if changed := pf.changed():
-        return InputChangedError("the file was replaced or removed while it was read", path=changed[0], fix="Run again.")
+        return InputChangedError("the file was replaced or removed while it was read", path=changed[0],
+                                 fix="Run again.")
     for file in pf.files:
         if fmt is not DataFormat.PARQUET and (fault := text_fault(file, contract, fmt)): return fault
         try:

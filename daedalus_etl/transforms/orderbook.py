@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import polars as pl
 from ..core.base import TransformContext
+from ..core.catalog import Catalogue, select
+from ..core.config import FeatureConfig
 from ..core.registry import register_transform
 from ..features.ordering import clock_us
 from .stream import StreamTransform
@@ -35,6 +37,12 @@ class OrderbookFeatureTransform(StreamTransform):
         few = super().limited({name: inputs[name]}, rows, context)
         last = few[name].select(clock.max()).collect().item()
         return few | {n: f.filter(clock <= last) for n, f in inputs.items() if n != name}
+
+    def never_forgets(self, features: FeatureConfig) -> str:
+        "VPIN counts its buckets from the stream's first trade on."
+        names = {c.name for c in select(Catalogue(self.channel, features))}
+        counts = features.enable_vpin and "trades" in self.config.inputs and names & {"vpin", "vpin_bucket_count"}
+        return "VPIN's buckets are counted from the first trade on" if counts else ""
 
     def footer(self, context: TransformContext) -> dict[str, str]:
         "Units of the columns, and the size of VPIN's buckets at the end, for readers of the files."
