@@ -28,13 +28,13 @@ from .unit import UnitRun, contract_of
 from ..storage.commit import Dataset
 from ..storage.dataset import scan_partition
 from ..storage.disk import disk_errors, write_whole
-from ..storage.journal import Change, commit_lakes, discard, open_datasets
+from ..storage.journal import Change, commit_lakes, discard, open_datasets, recover
 from ..storage.partitions import Partition, PartitionFiles, encode_value
 from ..storage.state import StateKey, load_artifact, read_state
 if TYPE_CHECKING: import polars as pl
 
 # %% auto #0
-__all__ = ['TRIES', 'RETRY_S', 'POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor']
+__all__ = ['TRIES', 'RETRY_S', 'POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor', 'recover_outputs']
 
 # %% ../../nbs/40_run/03_executor.ipynb #a0de68c0
 @dataclass
@@ -242,11 +242,12 @@ class TransformExecutor:
         began, execution_id = time.perf_counter(), uuid.uuid4().hex[:12]
         run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start,
                   Path(state_path) if state_path else None, limit_rows, dry_run, replace)
+        if not dry_run: recover_outputs(transform)       # first: what is unfinished may be an input of this run
         units = units_of(transform, self.feature_config, filter_spec)
         chains = [Chain(run, u) for u in units]
         report = RunReport(transform.config.name, execution_id, dry_run, _folders(chains))
-        rest = Rest(run, units) if not run.limited else None
         if not dry_run: open_datasets(t.dataset for c in chains for t in c.targets.values())
+        rest = Rest(run, units) if not run.limited else None
         context = TransformContext(
             feature_config=self.feature_config, execution_id=execution_id, filter_spec=filter_spec,
             limit_rows=limit_rows, dry_run=dry_run)
@@ -288,6 +289,10 @@ def _gathered(futures: list[Future]) -> list[UnitReport]:
     return [r for f in futures for r in f.result()]
 
 POLL_S = 0.2
+
+def recover_outputs(transform: BaseTransform) -> None:
+    "Finish the commits that dead processes left unfinished in the lakes of the outputs."
+    for lake in sorted({o.lake for o in transform.config.outputs.values()}): recover(lake)
 
 def _check_paths(transform: BaseTransform) -> None:
     for c in (*transform.config.inputs.values(), *transform.config.outputs.values()):

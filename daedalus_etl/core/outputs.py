@@ -72,16 +72,21 @@ class Target:
 
     def _merged(self, partition: Partition, new: Staged, present: Present) -> Staged:
         "The staged rows merged into those that are there; staged first, because a kernel's rows can be had only once."
+        folder = self.dataset.folder(partition)
         try:
-            paths = [self.dataset.folder(partition) / n for n in sorted(present.footers)]
+            paths = [folder / n for n in sorted(present.footers)]
             old, rows = (pl.scan_parquet(p, hive_partitioning=False, glob=False) for p in (paths, new.path))
             return stage(self.dataset, merge_rows(old, rows, self.output.key_cols), self.output, lambda: new.footer)
+        except FileNotFoundError as e:
+            raise ConflictError("another process replaced the rows to merge into", path=folder, fix="Run again.") from e
         finally: new.discard()
 
     def change(self, partition: Partition, staged: Staged, present: Present, aside: Slot | None = None) -> Change:
         "The change that the commit makes."
-        if self.mode is WriteMode.APPEND:
-            return Change(self.dataset, partition, put=(staged,), exact=False, aside=aside)
+        if self.mode is WriteMode.APPEND:       # these very rows may be there; others make the input come twice
+            again = staged.name in present.seen.names
+            return Change(self.dataset, partition, Snapshot() if again else present.seen, (staged,), exact=not again,
+                          aside=aside)
         return Change(self.dataset, partition, present.seen, (staged,), present.seen.names - {staged.name}, aside=aside)
 
 MIN_FREE = 64 * 2**20        # bytes that must be free before a partition is computed

@@ -5,8 +5,11 @@
 # %% ../../nbs/10_storage/03_commit.ipynb #d748fed8
 from __future__ import annotations
 import os
+import re
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -15,12 +18,13 @@ import polars as pl
 from ..core.config import OutputConfig
 from ..core.enums import CompressionCodec
 from ..core.errors import CorruptFileError, TransformError
-from .disk import Lock, SumAlong, create, disk_errors, fsync_file, make_dirs, remove, rename
+from .disk import (
+    Lock, SumAlong, create, disk_errors, fsync_dir, fsync_file, make_dirs, remove, rename)
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'Snapshot', 'look', 'Slot', 'put_artifact', 'Staged', 'stage',
-           'quarantine_file', 'stage_rows']
+__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'Snapshot', 'look', 'Slot', 'close_all', 'put_artifact', 'Staged',
+           'stage', 'sinking', 'quarantine_file', 'stage_rows']
 
 # %% ../../nbs/10_storage/03_commit.ipynb #8a897aea
 META = ".daedalus"            # beside the datasets, never below one
@@ -83,40 +87,81 @@ class Snapshot:
 
 def look(folder: Path) -> Snapshot:
     "What the partition's folder holds now; empty if there is no such folder."
-    try: entries = list(os.scandir(folder))
-    except FileNotFoundError: return Snapshot()
-    found = ((e.name, e.stat(follow_symlinks=False)) for e in entries if e.name.endswith(".parquet"))
-    return Snapshot(tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in found)))
+    while True:
+        try: entries = [e for e in os.scandir(folder) if e.name.endswith(".parquet")]
+        except FileNotFoundError: return Snapshot()
+        try: found = [(e.name, e.stat(follow_symlinks=False)) for e in entries]
+        except FileNotFoundError: continue          # replaced since it was listed: look again
+        return Snapshot(tuple(sorted((n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in found)))
 
 # %% ../../nbs/10_storage/03_commit.ipynb #02ba1930
+class _Owner:
+    "The lock of all places that this process has in one stage, given up with the last of them."
+    known: dict[tuple[int, Path], _Owner] = {}         # by process (a forked child is another one) and stage
+    guard = threading.Lock()
+
+    def __init__(self, folder: Path):
+        self.at, self.name, self.places = (os.getpid(), folder), uuid.uuid4().hex, 0
+        self.lock = Lock(folder / f"{self.name}.lock").acquire()
+
+    @classmethod
+    def of(cls, folder: Path) -> _Owner:
+        "The owner of our places in `folder`, with one place more."
+        with cls.guard:
+            mine = cls.known.get((os.getpid(), folder)) or cls(folder)
+            cls.known[mine.at] = mine
+            mine.places += 1
+            return mine
+
+    def leave(self) -> None:
+        "Give one place up."
+        with self.guard:
+            self.places -= 1
+            if self.places: return
+            self.known.pop(self.at, None)
+            self.lock.release()
+
 class Slot:
     "A place in the stage of a dataset: `path` is ours, to make a file or a folder of, until `close`."
     def __init__(self, dataset: Dataset, suffix: str = ".parquet"):
-        folder, name = dataset.meta / "stage", uuid.uuid4().hex
-        make_dirs(folder)
-        self.lock, self.path, self.ours = Lock(folder / f"{name}.lock").acquire(), folder / f"{name}{suffix}", True
+        folder = dataset.meta / "stage"
+        with disk_errors(folder):
+            make_dirs(folder)
+            self.owner, self.ours = _Owner.of(folder), True
+        self.path = folder / f"{self.owner.name}.{uuid.uuid4().hex[:16]}{suffix}"
 
     def close(self) -> None:
         "Remove what is still there, and give the place up."
         if not self.ours: return
-        try: remove(self.path)
+        try:
+            with disk_errors(self.path): remove(self.path)
         finally: self.leave()
 
     def leave(self) -> None:
         "Give the place up, but leave what is there for a recovery."
+        if not self.ours: return
         self.ours = False
-        self.lock.release()
+        with disk_errors(self.owner.lock.path): self.owner.leave()
 
     def __enter__(self) -> Slot: return self
     def __exit__(self, *_) -> None: self.close()
 
-def put_artifact(dataset: Dataset, path: Path, data: bytes) -> None:
-    "Write a file that is named by its content, durably; nothing happens if it is there."
-    if path.exists(): return
-    with Slot(dataset, ".part") as slot:
-        create(slot.path, data)
-        make_dirs(path.parent)
-        rename(slot.path, path)
+def close_all(slots: Iterable[Slot]) -> None:
+    "Close every one of `slots`, also if one of them cannot be removed; its error is raised at the end."
+    with ExitStack() as stack:
+        for slot in slots: stack.callback(slot.close)
+
+def put_artifact(dataset: Dataset, path: Path, data: bytes, *, mend: bool = False) -> None:
+    """Write a file that is named by its content, durably; nothing happens if it is there.
+
+    `mend`: if what is there is not `data`, it was damaged, and is written again."""
+    with disk_errors(path):
+        if path.exists() and not (mend and path.read_bytes() != data):
+            return fsync_dir(path.parent)       # who put it there may have died before it was durable
+        with Slot(dataset, ".part") as slot:
+            create(slot.path, data)
+            make_dirs(path.parent)
+            rename(slot.path, path)
 
 # %% ../../nbs/10_storage/03_commit.ipynb #b21c99c3
 @dataclass(frozen=True)
@@ -143,12 +188,25 @@ def stage(dataset: Dataset, frame: pl.LazyFrame, output: OutputConfig,
         said.update(footer())
         return {FOOTER + k: v for k, v in said.items()}
     try:
-        with disk_errors(slot.path), SumAlong(slot.path) as along:
+        with sinking(slot.path), SumAlong(slot.path) as along:
             frame.sink_parquet(slot.path, **_writer(output), sync_on_close="all", metadata=metadata)
-        return Staged(slot, _checked_rows(slot.path, frame), slot.path.stat().st_size, along.sha256, said)
+        with disk_errors(slot.path): size = slot.path.stat().st_size
+        return Staged(slot, _checked_rows(slot.path, frame), size, along.sha256, said)
     except BaseException:
         slot.close()
         raise
+
+@contextmanager
+def sinking(path: Path) -> Iterator[None]:
+    "An error of polars' writing of `path` becomes a `StorageError`; one of another file, an input's, passes unchanged."
+    try: yield
+    except (OSError, pl.exceptions.ComputeError) as e:
+        said = _OS_ERROR.search(str(e))
+        code, at = (int(said[1]), said[2]) if said else (getattr(e, "errno", None), getattr(e, "filename", None))
+        if code is None or at not in (None, str(path), path): raise
+        with disk_errors(path): raise OSError(code, os.strerror(code), str(path)) from e
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)(?:: (.+))?")      # the form in which polars passes the system's errors on
 
 def _writer(output: OutputConfig) -> dict:
     codec = {
@@ -178,9 +236,8 @@ def stage_rows(dataset: Dataset, rows: pl.DataFrame) -> Slot:
     "Write rows that are set aside to the stage, durably."
     slot = Slot(dataset)
     try:
-        with disk_errors(slot.path):
-            rows.write_parquet(slot.path)
-            fsync_file(slot.path)
+        with sinking(slot.path): rows.write_parquet(slot.path)
+        with disk_errors(slot.path): fsync_file(slot.path)
     except BaseException:
         slot.close()
         raise

@@ -21,7 +21,7 @@ from ..core.errors import ConflictError, StorageError
 
 # %% auto #0
 __all__ = ['LOCK_TIMEOUT_S', 'syscall', 'disk_errors', 'free_bytes', 'check_writable', 'fsync_file', 'fsync_dir', 'make_dirs',
-           'create', 'rename', 'remove', 'write_whole', 'exchange', 'Lock', 'file_sha256', 'SumAlong']
+           'create', 'rename', 'remove', 'exchange', 'Lock', 'write_whole', 'file_sha256', 'SumAlong']
 
 # %% ../../nbs/10_storage/02a_disk.ipynb #fecf4191
 def syscall(call: Callable, *args, **kwargs) -> Any:
@@ -40,6 +40,7 @@ def _fix(error: OSError, path: str | os.PathLike) -> str:
         errno.ENOSPC: f"Make room ({free_bytes(path) / 1e6:,.0f} MB are free), then run again.",
         errno.EDQUOT: "Raise the quota, then run again.", errno.EROFS: "The filesystem is mounted read-only.",
         errno.EACCES: _NO_RIGHT, errno.EPERM: _NO_RIGHT,
+        errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`), or use a filesystem that has none.",
         errno.EIO: "The device reported a fault: check it before anything else is written to it."}
     return fixes.get(error.errno, "What was published before is as it was; run again once this is mended.")
 
@@ -63,14 +64,24 @@ def check_writable(path: str | os.PathLike) -> None:
 def fsync_file(path: str | os.PathLike) -> None:
     "Make the bytes of a file durable."
     fd = os.open(path, os.O_RDONLY)
-    try: syscall(_full_fsync, fd)
+    try:
+        with _naming(path): syscall(_full_fsync, fd)
     finally: os.close(fd)
 
 def fsync_dir(path: str | os.PathLike) -> None:
     "Make the entries of a folder durable."
     fd = os.open(path, os.O_RDONLY)
-    try: syscall(os.fsync, fd)
+    try:
+        with _naming(path): syscall(os.fsync, fd)
     finally: os.close(fd)
+
+@contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    "Calls that know a descriptor only do not say which file failed."
+    try: yield
+    except OSError as e:
+        e.filename = e.filename or os.fspath(path)
+        raise
 
 def _full_fsync(fd: int) -> None:
     "macOS's `fsync` stops at the drive's cache; its own call does not."
@@ -89,8 +100,9 @@ def create(path: Path, data: bytes) -> None:
     fd = syscall(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
         view = memoryview(data)
-        while view: view = view[syscall(os.write, fd, view):]
-        syscall(_full_fsync, fd)
+        with _naming(path):
+            while view: view = view[syscall(os.write, fd, view):]
+            syscall(_full_fsync, fd)
     finally: os.close(fd)
 
 def rename(source: Path, target: Path) -> None:
@@ -104,19 +116,6 @@ def remove(path: Path) -> None:
         for inside in sorted(path.iterdir()): remove(inside)
         syscall(path.rmdir)
     else: syscall(path.unlink, missing_ok=True)
-
-# %% ../../nbs/10_storage/02a_disk.ipynb #d9b3a0ad
-def write_whole(path: Path, data: bytes) -> None:
-    "Replace the file `path` by one with the bytes `data`: whole, durable, or not at all."
-    make_dirs(path.parent)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    remove(part)
-    try:
-        create(part, data)
-        rename(part, path)
-    except BaseException:
-        remove(part)
-        raise
 
 # %% ../../nbs/10_storage/02a_disk.ipynb #f288a4c7
 _EXCHANGE = 2               # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
@@ -156,17 +155,15 @@ class Lock:
         "Take the lock if nobody holds it."
         while True:
             fd = syscall(os.open, self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            try: syscall(fcntl.flock, fd, self.kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                return False
-            except BaseException:
-                os.close(fd)
-                raise
-            if _names(self.path, fd):
-                self.fd = fd
-                return True
-            os.close(fd)            # its last holder removed the file between our open and our lock
+            try:
+                with _naming(self.path): syscall(fcntl.flock, fd, self.kind | fcntl.LOCK_NB)
+                if _names(self.path, fd):
+                    self.fd = fd
+                    return True
+            except BlockingIOError: return False
+            finally:
+                if self.fd != fd: os.close(fd)
+            # its last holder removed the file between our open and our lock
 
     def acquire(self, timeout_s: float = LOCK_TIMEOUT_S) -> Lock:
         "Take the lock; `ConflictError` if somebody else holds it for longer than `timeout_s`."
@@ -185,7 +182,9 @@ class Lock:
         fd, self.fd = self.fd, -1
         try:
             if not self.stays: syscall(self.path.unlink, missing_ok=True)
-        finally: os.close(fd)
+        finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
 
     def __enter__(self) -> Lock: return self if self.fd >= 0 else self.acquire()
     def __exit__(self, *_) -> None: self.release()
@@ -196,6 +195,20 @@ def _names(path: Path, fd: int) -> bool:
     except FileNotFoundError: return False
     mine = os.fstat(fd)
     return (found.st_ino, found.st_dev) == (mine.st_ino, mine.st_dev)
+
+# %% ../../nbs/10_storage/02a_disk.ipynb #d9b3a0ad
+def write_whole(path: Path, data: bytes) -> None:
+    "Replace the file `path` by one with the bytes `data`: whole, durable, or not at all."
+    make_dirs(path.parent)
+    part = path.with_name(f".{path.name}.part")
+    with Lock(path.with_name(f".{path.name}.lock")):
+        remove(part)                # a dead process left it
+        try:
+            create(part, data)
+            rename(part, path)
+        except BaseException:
+            remove(part)
+            raise
 
 # %% ../../nbs/10_storage/02a_disk.ipynb #db6d7033
 def file_sha256(path: str | os.PathLike) -> str:

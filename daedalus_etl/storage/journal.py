@@ -11,16 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.errors import ConfigError, ConflictError, CorruptFileError
+from string import hexdigits
+from ..core.errors import ConfigError, ConflictError, CorruptFileError, StorageError
 from .commit import (
-    META, Dataset, Slot, Snapshot, Staged, look, put_artifact, quarantine_file, read_footer)
+    META, Dataset, Slot, Snapshot, Staged, close_all, look, put_artifact, quarantine_file, read_footer)
 from . import disk
 from .disk import LOCK_TIMEOUT_S, Lock, disk_errors
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['Step', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets', 'commit', 'commit_lakes',
-           'survey_dataset']
+__all__ = ['Step', 'MANY', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets', 'commit',
+           'commit_lakes', 'survey_dataset']
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #edbfb5b0
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Change:
 
 def discard(changes: Iterable[Change]) -> None:
     "Remove all that was staged for `changes`."
-    for slot in [s for c in changes for s in c.slots]: slot.close()
+    close_all(s for c in changes for s in c.slots)
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #6433e531
 def _settled(change: Change, now: Snapshot) -> bool:
@@ -77,24 +78,26 @@ def _apply(lake: Path, step: Step) -> None:
     _STEPS[kind](*(lake / p for p in paths[:2]), *paths[2:])
 
 def _move(staged: Path, target: Path) -> None:
-    if not staged.exists(): return
+    if not staged.exists(): return _made_durable(target.parent)
     disk.make_dirs(target.parent)
     disk.rename(staged, target)
 
 def _swap(prepared: Path, folder: Path, *names: str) -> None:
-    if not prepared.exists() or look(folder).names == frozenset(names): return
+    if not prepared.exists() or look(folder).names == frozenset(names): return _made_durable(folder.parent)
     if folder.exists(): disk.exchange(prepared, folder)
     else: _move(prepared, folder)
 
 def _away(folder: Path, to: Path) -> None:
-    if not folder.exists() or to.exists(): return
-    disk.rename(folder, to)
-    disk.fsync_dir(folder.parent)
+    if folder.exists() and not to.exists(): disk.rename(folder, to)
+    _made_durable(folder.parent)
 
 def _remove(path: Path) -> None:
-    if not path.exists(): return
-    disk.remove(path)
-    disk.fsync_dir(path.parent)
+    if path.exists(): disk.remove(path)
+    _made_durable(path.parent)
+
+def _made_durable(folder: Path) -> None:
+    "Who took the step before us may have died between it and this: the journal must not go before."
+    if folder.is_dir(): disk.fsync_dir(folder)
 
 _STEPS = {"move": _move, "swap": _swap, "away": _away, "remove": _remove}
 
@@ -115,6 +118,11 @@ def _steps(change: Change, now: Snapshot, held: list[Slot]) -> list[Step]:
 
 def _prepared(change: Change, kept: frozenset[str], held: list[Slot]) -> tuple:
     "Make the folder that the partition's folder changes places with: new files, and links to those that stay."
+    _check_alone(change)
+    for s in change.put:
+        if (change.folder / s.name).exists() and disk.file_sha256(change.folder / s.name) != s.sha256:
+            raise ConflictError(f"{s.name!r} is there already, with other content", path=change.folder,
+                                expected="new names where several files change", fix="Choose another name.")
     slot = Slot(change.dataset, "")
     held.append(slot)
     disk.make_dirs(slot.path)
@@ -123,7 +131,16 @@ def _prepared(change: Change, kept: frozenset[str], held: list[Slot]) -> tuple:
     disk.fsync_dir(slot.path)
     return ("swap", slot.path, change.folder, *sorted(kept | {s.name for s in change.put}))
 
+def _check_alone(change: Change) -> None:
+    "A folder is exchanged or taken away with all that is in it: there must be nothing but data files."
+    if not change.folder.exists(): return
+    others = sorted(e.name for e in os.scandir(change.folder) if e.is_dir() or not e.name.endswith(".parquet"))
+    if others: raise ConflictError(
+        f"beside its data files the partition holds {others[:3]}, which would be lost with the folder",
+        path=change.folder, expected="nothing but Parquet files", fix="Move that elsewhere, then run again.")
+
 def _taken_away(change: Change, held: list[Slot]) -> tuple:
+    _check_alone(change)
     slot = Slot(change.dataset, "")
     held.append(slot)
     return ("away", change.folder, slot.path)
@@ -139,7 +156,7 @@ class Journal:
 
     def write(self, dataset: Dataset) -> None:
         "Through the stage of `dataset`, make the journal durable: from here on its steps will be taken."
-        content = {"format": 1, "alone": self.alone, "shared": self.shared, "steps": self.steps}
+        content = {"format": _FORMAT, "alone": self.alone, "shared": self.shared, "steps": self.steps}
         put_artifact(dataset, self.path, json.dumps(content).encode())
 
     def carry_out(self) -> None:
@@ -154,18 +171,24 @@ def _lake_of(journal: Path) -> Path: return journal.parents[2]
 def journals(lake: str | Path) -> list[Journal]:
     "The journals of a lake that were not carried out to their end, oldest first."
     folder = Path(lake) / META / "journal"
-    try: names = [e for e in os.scandir(folder) if e.name.endswith(".json")]
+    try: paths = [Path(e.path) for e in os.scandir(folder) if e.name.endswith(".json")]
     except FileNotFoundError: return []
-    found = (_read_journal(Path(e.path)) for e in sorted(names, key=lambda e: e.stat().st_mtime_ns))
-    return [j for j in found if j is not None]
+    found = [f for p in paths if (f := _read_journal(p)) is not None]
+    return [j for _, j in sorted(found, key=lambda f: (f[0], f[1].path))]
 
-def _read_journal(path: Path) -> Journal | None:
-    try: content = json.loads(path.read_bytes())
-    except FileNotFoundError: return None           # carried out meanwhile
-    except ValueError as e:
-        raise CorruptFileError(f"the journal is damaged: {e}", path=path, fix="Restore it, or ask for help: it names "
-                               "steps of a commit that was begun.") from e
-    return Journal(path, tuple(content["alone"]), tuple(content["shared"]), tuple(map(tuple, content["steps"])))
+def _read_journal(path: Path) -> tuple[int, Journal] | None:
+    "Time of writing and content; None if the journal was carried out since it was listed."
+    try:
+        with open(path, "rb") as f: written, content = os.fstat(f.fileno()).st_mtime_ns, json.load(f)
+        if content["format"] != _FORMAT: raise ValueError(f"format {content['format']!r}, expected {_FORMAT}")
+        parts = (tuple(content["alone"]), tuple(content["shared"]), tuple(map(tuple, content["steps"])))
+    except FileNotFoundError: return None
+    except (ValueError, KeyError, TypeError) as e:
+        raise CorruptFileError(f"the journal is damaged, or of a later version: {e!r}", path=path, fix="Restore it, or "
+                               "ask for help: it names steps of a commit that was begun.") from e
+    return written, Journal(path, *parts)
+
+_FORMAT = 1
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #fc8ad1b3
 def recover(lake: str | Path, timeout_s: float = 0.0) -> list[Path]:
@@ -201,12 +224,17 @@ def sweep(dataset: Dataset) -> list[Path]:
     folder, swept = dataset.meta / "stage", []
     try: names = {e.name.partition(".")[0] for e in os.scandir(folder)}
     except FileNotFoundError: return []
-    for name in sorted(names):
-        lock = Lock(folder / f"{name}.lock")
-        if not lock.try_acquire(): continue
-        try: swept += _swept(folder, name, Path(dataset.lake))
-        finally: lock.release()
+    for name in sorted(n for n in names if _is_owner(n)):
+        with disk_errors(folder):
+            lock = Lock(folder / f"{name}.lock")
+            if not lock.try_acquire(): continue
+            try: swept += _swept(folder, name, Path(dataset.lake))
+            finally: lock.release()
     return swept
+
+def _is_owner(name: str) -> bool:
+    "A dataset may lie below another one and be called `stage`: only what looks like our names is touched."
+    return len(name) == 32 and set(name) <= set(hexdigits)
 
 def _swept(folder: Path, name: str, lake: Path) -> list[Path]:
     # the journals are read now: with the lock in our hands no new one can name this place
@@ -232,11 +260,28 @@ def commit(changes: Sequence[Change], *, whole: Mapping[Dataset, Mapping[str, Sn
     if not changes: return
     held, journaled = [], []
     try:
+        _check_changes(changes)
         with disk_errors(_lake(changes)): _commit(changes, whole or {}, timeout_s, held, journaled)
+    except Exception as e:
+        if any(j.path.exists() for j in journaled): e.add_note(_WILL_BE_DONE)
+        raise
     finally:
         slots = [s for c in changes for s in c.slots] + held
         unfinished = any(j.path.exists() for j in journaled)
-        for slot in slots: slot.leave() if unfinished else slot.close()
+        with ExitStack() as stack:
+            for slot in slots: stack.callback(slot.leave if unfinished else slot.close)
+
+_WILL_BE_DONE = ("The commit is written down, and some of its partitions may be published: the next run that opens the "
+                 "lake, or `daedalus recover`, will finish it.")
+
+def _check_changes(changes: Sequence[Change]) -> None:
+    "`ConfigError` if one change of the commit would write over another."
+    seen = set()
+    for c in changes:
+        if c.folder in seen or len({s.name for s in c.put}) < len(c.put):
+            raise ConfigError("two changes of one partition, or two files of one name, in one commit", path=c.folder,
+                              expected="one change that holds all files of the partition")
+        seen.add(c.folder)
 
 def commit_lakes(changes: Sequence[Change]) -> None:
     "Commit `changes` lake by lake: those of one lake together, those of several lakes one after the other."
@@ -254,14 +299,30 @@ def _commit(changes, whole, timeout_s, held: list[Slot], journaled: list[Journal
         steps = []
         for c in changes:
             if not _settled(c, now := look(c.folder)): steps += _steps(c, now, held)
+        staged = _staged(lake, steps)
         if len(steps) == 1: _apply(lake, steps[0])      # atomic by itself
         elif steps:
-            for folder in {(lake / p).parent for s in steps for p in s[1:2] if s[0] in ("move", "swap")}:
-                disk.fsync_dir(folder)                  # the journal will rely on what is staged
+            for folder in {p.parent for p in staged}: disk.fsync_dir(folder)    # the journal relies on the stage
+            _check_exchange(changes[0].dataset, lake, steps, held)
             journal = Journal(lake / META / "journal" / f"{uuid.uuid4().hex}.json", alone, shared, tuple(steps))
             journaled.append(journal)
             journal.write(changes[0].dataset)
             journal.carry_out()
+
+def _staged(lake: Path, steps: Sequence[Step]) -> list[Path]:
+    "What the steps bring. A step that finds nothing takes itself for done: so it must be there when it is first taken."
+    paths = [lake / s[1] for s in steps if s[0] in ("move", "swap")]
+    for p in paths:
+        if not p.exists(): raise StorageError("what was staged is gone: somebody removed it", path=p, fix="Run again.")
+    return paths
+
+def _check_exchange(dataset: Dataset, lake: Path, steps: Sequence[Step], held: list[Slot]) -> None:
+    "`StorageError` if folders must be exchanged and cannot be: nobody could carry out the journal."
+    if not any(s[0] == "swap" and (lake / s[2]).exists() for s in steps): return
+    pair = [Slot(dataset, ""), Slot(dataset, "")]
+    held += pair
+    for slot in pair: disk.make_dirs(slot.path)
+    disk.exchange(*(slot.path for slot in pair))
 
 def _lake(changes: Sequence[Change]) -> Path:
     lakes = sorted({c.dataset.lake for c in changes})
@@ -271,17 +332,30 @@ def _lake(changes: Sequence[Change]) -> Path:
 # %% ../../nbs/10_storage/03a_journal.ipynb #b6aa1e84
 def _hold(stack: ExitStack, lake: Path, changes, whole, timeout_s: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "Take the locks of a commit; journals that dead processes left over the same partitions are carried out first."
-    def short(p: Path) -> str: return p.relative_to(lake).as_posix()
-    shared = tuple(sorted({short(c.dataset.lock) for c in changes} - {short(d.lock) for d in whole}))
-    alone = {short(d.lock) for d in whole} | {short(c.dataset.partition_lock(c.partition)) for c in changes}
-    alone = tuple(sorted(alone, key=_lock_order))
+    alone, shared = _locks(lake, changes, whole)
     while True:
         with ExitStack() as mine:
             _take(mine, lake, alone, shared, timeout_s)
-            if not any(set(j.alone) & set(alone) for j in journals(lake)):
+            if not any(_meet(j, alone, shared) for j in journals(lake)):
                 stack.push(mine.pop_all())
                 return alone, shared
         recover(lake, timeout_s)
+
+def _locks(lake: Path, changes: Sequence[Change], whole: Iterable[Dataset]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    "The locks to hold alone, and those to share."
+    def short(p: Path) -> str: return p.relative_to(lake).as_posix()
+    entire = {*whole, *(c.dataset for c in changes if len(changes) > MANY)}
+    alone = {short(d.lock) for d in entire}
+    alone |= {short(c.dataset.partition_lock(c.partition)) for c in changes if c.dataset not in entire}
+    shared = {short(c.dataset.lock) for c in changes} - alone
+    return tuple(sorted(alone, key=_lock_order)), tuple(sorted(shared))
+
+MANY = 200      # partitions in a commit from which on whole datasets are locked: each lock is an open file
+
+def _meet(journal: Journal, alone: Iterable[str], shared: Iterable[str]) -> bool:
+    "Would the locks of the journal and those of a commit have kept each other out?"
+    mine, theirs = set(alone), set(journal.alone)
+    return bool(mine & theirs or mine & set(journal.shared) or theirs & set(shared))
 
 def _same_dataset(dataset: Dataset, seen: Mapping[str, Snapshot]) -> None:
     now = survey_dataset(dataset)
@@ -293,7 +367,12 @@ def _same_dataset(dataset: Dataset, seen: Mapping[str, Snapshot]) -> None:
 def survey_dataset(dataset: Dataset) -> dict[str, Snapshot]:
     "All partitions of a dataset as they are now: relative path to snapshot; those without a file are left out."
     found = {}
-    for folder, _, names in os.walk(dataset.root):
-        if any(n.endswith(".parquet") for n in names):
-            found[Path(folder).relative_to(dataset.root).as_posix()] = look(Path(folder))
+    with disk_errors(dataset.root):
+        for folder, _, names in os.walk(dataset.root, onerror=_unless_gone):
+            if any(n.endswith(".parquet") for n in names) and (there := look(Path(folder))):
+                found[Path(folder).relative_to(dataset.root).as_posix()] = there
     return found
+
+def _unless_gone(e: OSError) -> None:
+    "By itself `os.walk` passes over a folder that it may not read, and its partitions would seem to be gone."
+    if not isinstance(e, FileNotFoundError): raise e

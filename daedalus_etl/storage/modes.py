@@ -4,6 +4,7 @@
 
 # %% ../../nbs/10_storage/03b_modes.ipynb #a41dee0c
 from __future__ import annotations
+import re
 from collections.abc import Sequence
 import polars as pl
 from ..core.errors import BadDataError, SchemaError
@@ -78,8 +79,12 @@ def _stamp(first) -> str:
     return f"{first:015d}-" if isinstance(first, int) else f"{first:%Y%m%dT%H%M%S%f}-"
 
 def fresh_name(seen: Snapshot) -> str:
-    """The name of the one file that replaces those seen: `part-0.parquet`, unless a file of several is called so.
+    """The name of the one file that replaces those seen: `part-0.parquet`, or a higher number if there were several.
 
-    A name is never used again in one exchange of several files: a reader could take the new file for an old one."""
-    if PART not in seen.names or len(seen.names) == 1: return PART
-    return next(n for k in range(1, len(seen.names) + 2) if (n := f"part-{k}.parquet") not in seen.names)
+    One file is replaced under its name. The number of a file among several is not used again: a reader that has listed
+    them, and comes to it late, would take the new rows for old ones beside which there are others."""
+    numbers = [int(m[1]) for n in seen.names if (m := _NUMBERED.fullmatch(n))]
+    if not numbers: return PART
+    return f"part-{numbers[0] if len(seen.names) == 1 else max(numbers) + 1}.parquet"
+
+_NUMBERED = re.compile(r"part-(\d{1,6})\.parquet")       # an appended file's name is longer

@@ -37,7 +37,7 @@ def state_bytes(key: StateKey, state: Mapping) -> bytes:
 
 def save_artifact(dataset: Dataset, data: bytes) -> str:
     "Write the bytes of a state beside the dataset, durable and under their hash, which is returned."
-    put_artifact(dataset, state_path(dataset, digest := state_hash(data)), data)
+    put_artifact(dataset, state_path(dataset, digest := state_hash(data)), data, mend=True)
     return digest
 
 def load_artifact(dataset: Dataset, key: StateKey, digest: str) -> dict:
