@@ -11,7 +11,7 @@ import pytest
 
 from daedalus_etl.core.enums import DataFormat
 from daedalus_etl.core.errors import (
-    ConflictError,
+    InputChangedError,
     CorruptFileError,
     EmptyMatchError,
     InputNotFoundError,
@@ -205,7 +205,7 @@ def test_file_replaced_while_it_is_read(tmp_path, put):
     path = put(trades())
     pf = only(tmp_path)
     path.unlink()
-    with raises(ConflictError, "part-0.parquet"), reading(pf, "trades"): scan_partition(pf, "trades").collect()
+    with raises(InputChangedError, "part-0.parquet"), reading(pf, "trades"): scan_partition(pf, "trades").collect()
 
 
 @pytest.mark.parametrize(("channel", "frame", "column"), [
