@@ -91,21 +91,29 @@ def look(folder: Path) -> Snapshot:
 # %% ../../nbs/10_storage/03_commit.ipynb #762cf8c6
 class Slot:
     "A place in the stage of a dataset: `path` is ours, to make a file or a folder of, until `close`."
-    def __init__(self, dataset: Dataset, suffix: str = ".parquet"):
-        folder, name = dataset.meta / "stage", uuid.uuid4().hex
+    def __init__(self, dataset: Dataset, suffix: str = ".parquet", within: Slot | None = None):
+        folder, name = within.path if within else dataset.meta / "stage", uuid.uuid4().hex
         make_dirs(folder)
-        self.lock, self.path, self.ours = Lock(folder / f"{name}.lock").acquire(), folder / f"{name}{suffix}", True
+        self.dataset, self.within, self.path, self.ours = dataset, within, folder / f"{name}{suffix}", True
+        self.lock = within.lock if within else Lock(folder / f"{name}.lock").acquire()
+
+    def inside(self, suffix: str = ".parquet") -> Slot:
+        "A place in this one, which becomes a folder: thousands of files then need one lock, and one open file."
+        return Slot(self.dataset, suffix, self)
 
     def close(self) -> None:
         "Remove what is still there, and give the place up."
         if not self.ours: return
         try: remove(self.path)
-        finally: self.leave()
+        finally:
+            self.ours = False
+            if not self.within: self.lock.release()
 
     def leave(self) -> None:
-        "Give the place up, but leave what is there for a recovery."
+        "Give the place up (and the one that it is in), but leave what is there for a recovery."
         self.ours = False
-        self.lock.release()
+        if self.within: self.within.leave()
+        else: self.lock.release()
 
     def __enter__(self) -> Slot: return self
     def __exit__(self, *_) -> None: self.close()
@@ -136,9 +144,9 @@ class Staged:
         self.slot.close()
 
 def stage(dataset: Dataset, frame: pl.LazyFrame, output: OutputConfig,
-          footer: Callable[[], Mapping[str, str]] = dict) -> Staged:
+          footer: Callable[[], Mapping[str, str]] = dict, within: Slot | None = None) -> Staged:
     "Write `frame` to the stage of `dataset`; `footer` is called after the last row."
-    slot, said = Slot(dataset), {}
+    slot, said = within.inside() if within else Slot(dataset), {}
     def metadata(_) -> dict[str, str]:
         said.update(footer())
         return {FOOTER + k: v for k, v in said.items()}

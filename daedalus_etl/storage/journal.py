@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from .disk import LOCK_TIMEOUT_S, Lock, disk_errors
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['Step', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets', 'commit', 'commit_lakes',
-           'survey_dataset']
+__all__ = ['Step', 'MANY', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets', 'commit',
+           'commit_lakes', 'survey_dataset']
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #edbfb5b0
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Change:
     drop: frozenset[str] = frozenset()          # names of files that go
     exact: bool = True                          # nothing else may be in the partition
     aside: Slot | None = None                   # rows set aside; None: there are none, and old ones go
+    keep_aside: bool = False                    # rows that were set aside before stay
 
     @property
     def folder(self) -> Path: return self.dataset.folder(self.partition)
@@ -104,29 +106,42 @@ def _steps(change: Change, now: Snapshot, held: list[Slot]) -> list[Step]:
     coming, lake = {s.name for s in change.put}, Path(change.dataset.lake)
     going = (change.drop & now.names) - coming
     if len(change.put) == 1 and not going: steps = [("move", change.put[0].path, change.folder / change.put[0].name)]
-    elif change.put or now.names - going: steps = [_prepared(change, now.names - going - coming, held)]
-    elif now: steps = [_taken_away(change, held)]
+    elif change.put or now.names - going: steps = [_prepared(change, now, held)]
+    elif now: steps = [_taken_away(change, now, held)]
     else: steps = []
     rows = quarantine_file(change.dataset, change.partition)
     if change.aside is not None: steps.append(("move", change.aside.path, rows))
-    elif rows.exists(): steps.append(("remove", rows))
+    elif rows.exists() and not change.keep_aside: steps.append(("remove", rows))
     def short(p): return p.relative_to(lake).as_posix() if isinstance(p, Path) else p
     return [(kind, *map(short, rest)) for kind, *rest in steps]
 
-def _prepared(change: Change, kept: frozenset[str], held: list[Slot]) -> tuple:
+def _prepared(change: Change, now: Snapshot, held: list[Slot]) -> tuple:
     "Make the folder that the partition's folder changes places with: new files, and links to those that stay."
-    slot = Slot(change.dataset, "")
-    held.append(slot)
+    _only_data(change.folder, now)
+    slot, kept = _room(change.dataset, held), now.names - change.drop - {s.name for s in change.put}
     disk.make_dirs(slot.path)
     for s in change.put: disk.syscall(os.rename, s.path, slot.path / s.name)
     for name in kept: disk.syscall(os.link, change.folder / name, slot.path / name)
     disk.fsync_dir(slot.path)
     return ("swap", slot.path, change.folder, *sorted(kept | {s.name for s in change.put}))
 
-def _taken_away(change: Change, held: list[Slot]) -> tuple:
-    slot = Slot(change.dataset, "")
-    held.append(slot)
-    return ("away", change.folder, slot.path)
+def _taken_away(change: Change, now: Snapshot, held: list[Slot]) -> tuple:
+    _only_data(change.folder, now)
+    return ("away", change.folder, _room(change.dataset, held).path)
+
+def _room(dataset: Dataset, held: list[Slot]) -> Slot:
+    "A place for a folder of `dataset`; all that a commit needs lie under one lock."
+    outer = next((s for s in held if s.dataset == dataset), None)
+    if outer is None: held.append(outer := Slot(dataset, ""))
+    return outer.inside("")
+
+def _only_data(folder: Path, now: Snapshot) -> None:
+    "`ConflictError` if the folder, which will be exchanged or taken away, holds more than the files that we saw."
+    try: other = sorted({e.name for e in os.scandir(folder)} - now.names)
+    except FileNotFoundError: return
+    if other:
+        raise ConflictError(f"the partition's folder holds more than Parquet files: {other[:3]}", path=folder,
+                            fix="Move it elsewhere: it would vanish with the folder.")
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #28deeabc
 @dataclass(frozen=True)
@@ -211,6 +226,7 @@ def sweep(dataset: Dataset) -> list[Path]:
 def _swept(folder: Path, name: str, lake: Path) -> list[Path]:
     # the journals are read now: with the lock in our hands no new one can name this place
     wanted = {lake / p for j in journals(lake) for step in j.steps for p in step[1:3]}
+    wanted |= {p.parent for p in wanted}            # several places may lie in one folder
     mine = [p for p in folder.glob(f"{name}*") if p.suffix != ".lock" and p not in wanted]
     for p in mine: disk.remove(p)
     return mine
@@ -269,16 +285,27 @@ def _lake(changes: Sequence[Change]) -> Path:
     raise ConfigError(f"a commit over the lakes {lakes}", expected="datasets of one lake: it has one journal")
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #b6aa1e84
+MANY = 64           # partitions: a commit of more than that holds their dataset, and not each of them by an open file
+
+def _locks(lake: Path, changes, whole) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    "The lock files that a commit holds alone and those that it shares, in order."
+    owned = {*whole, *(d for d, n in Counter(c.dataset for c in changes).items() if n > MANY)}
+    alone = {d.lock for d in owned} | {c.dataset.partition_lock(c.partition) for c in changes if c.dataset not in owned}
+    shared = {c.dataset.lock for c in changes if c.dataset not in owned}
+    alone, shared = ([p.relative_to(lake).as_posix() for p in paths] for paths in (alone, shared))
+    return tuple(sorted(alone, key=_lock_order)), tuple(sorted(shared))
+
+def _in_the_way(journal: Journal, alone: Iterable[str], shared: Iterable[str]) -> bool:
+    "Could the journal's writer not have held its locks beside ours? Then it is dead."
+    return bool(set(journal.alone) & {*alone, *shared} or set(journal.shared) & set(alone))
+
 def _hold(stack: ExitStack, lake: Path, changes, whole, timeout_s: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
     "Take the locks of a commit; journals that dead processes left over the same partitions are carried out first."
-    def short(p: Path) -> str: return p.relative_to(lake).as_posix()
-    shared = tuple(sorted({short(c.dataset.lock) for c in changes} - {short(d.lock) for d in whole}))
-    alone = {short(d.lock) for d in whole} | {short(c.dataset.partition_lock(c.partition)) for c in changes}
-    alone = tuple(sorted(alone, key=_lock_order))
+    alone, shared = _locks(lake, changes, whole)
     while True:
         with ExitStack() as mine:
             _take(mine, lake, alone, shared, timeout_s)
-            if not any(set(j.alone) & set(alone) for j in journals(lake)):
+            if not any(_in_the_way(j, alone, shared) for j in journals(lake)):
                 stack.push(mine.pop_all())
                 return alone, shared
         recover(lake, timeout_s)
