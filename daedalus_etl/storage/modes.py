@@ -47,6 +47,9 @@ def merge_rows(old: pl.LazyFrame, new: pl.LazyFrame, key_cols: Sequence[str] = (
     Raises `BadDataError` for a key that `new` has twice, `SchemaError` for columns of different types."""
     names, known = new.collect_schema(), old.collect_schema()
     keys = key_columns(names.names(), key_cols)
+    if missing := [k for k in keys if k not in known]:
+        raise SchemaError("the rows that are there lack the key column", column=missing[0], expected=f"the key {keys}",
+                          fix="Name another key: key_cols.")
     for c in names:
         if c in known and names[c] != known[c]:
             raise SchemaError(f"{names[c]}, but the rows that are there have {known[c]}", column=c,
