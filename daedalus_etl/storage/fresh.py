@@ -153,10 +153,9 @@ def check_fresh(dataset: Dataset, filter_spec: FilterSpec | None = None) -> None
     if not stale: return
     lines = [f"  {p}: {why}" for p, why in stale[:MAX_LISTED]]
     more = [f"  and {len(stale) - MAX_LISTED} more"] if len(stale) > MAX_LISTED else []
-    raise StaleStateError(
-        "\n".join([f"{len(stale)} stale partition{'s'[:len(stale) != 1]}", *lines, *more, ""]), path=dataset.root,
-        expected="results of the inputs as they are now",
-        fix=f"Run, with the configuration that made them: {mend_command(judge, [p for p, _ in stale])}")
+    how = f"Run, with the configuration that made them: {mend_command(judge, [p for p, _ in stale])}"
+    raise StaleStateError(f"{len(stale)} stale partition{'s'[:len(stale) != 1]}", path=dataset.root,
+                          expected="results of the inputs as they are now", fix="\n".join([how, *lines, *more]))
 
 def mend_command(judge: _Judge, stale: Sequence[Partition]) -> str:
     "The commands that compute the partitions again, those that they are made from first."
@@ -172,8 +171,8 @@ def _step(judge: _Judge, stale: Sequence[Partition]) -> str:
     words += ["--output", judge.dataset.lake]
     for flag, key in (("--exchange", "exchange"), ("--symbol", "symbol")):
         words += [flag, ",".join(values)] if (values := _values(stale, key)) else []
-    if days := [p.start for p in stale if p.start]:
-        words += ["--start-date", f"{min(days):%Y-%m-%d}", "--end-date", f"{max(days):%Y-%m-%d}"]
+    # no last day: the days after may have to follow, and those that need not cost nothing
+    if days := [p.start for p in stale if p.start]: words += ["--start-date", f"{min(days):%Y-%m-%d}"]
     return shlex.join(["daedalus", *words])
 
 def _values(stale: Iterable[Partition], key: str) -> list[str]:
