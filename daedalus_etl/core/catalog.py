@@ -11,7 +11,8 @@ from .enums import FeatureCategory
 from .errors import UnknownFeatureError, did_you_mean
 
 # %% auto #0
-__all__ = ['Column', 'declare', 'declare_alias', 'channels', 'Catalogue', 'select', 'schema_of', 'asked_windows', 'table']
+__all__ = ['Column', 'declare', 'declare_alias', 'aliases', 'channels', 'Catalogue', 'select', 'schema_of', 'asked_windows',
+           'table']
 
 # %% ../../nbs/00_core/05_catalog.ipynb #ed1ca7c5
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ def declare(*columns: Column) -> None:
 def declare_alias(channel: str, **names: str) -> None:
     "Let `names` (alias=name) be understood on selection. An alias is never written as a column."
     for alias, name in names.items(): _ALIASES[channel, alias] = name
+
+def aliases(channel: str) -> dict[str, str]:
+    "The aliases of a channel's columns, each with the column's own name."
+    return {alias: name for (of, alias), name in _ALIASES.items() if of == channel}
 
 def channels() -> list[str]:
     "The channels that have declared columns, in order of declaration."
