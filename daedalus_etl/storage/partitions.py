@@ -222,7 +222,7 @@ def _keeps(spec: FilterSpec | None, items: Items, key: str, value: str) -> bool:
     days = max(1, (end - start).days)
     return any(spec.keeps_day((start + timedelta(days=i)).date()) for i in range(days))
 
-# %% ../../nbs/10_storage/00_partitions.ipynb #5542c1ea
+# %% ../../nbs/10_storage/00_partitions.ipynb #76e9974d
 DELTA_LOG = "_delta_log"  # folder of a Delta table's log
 
 def is_delta(folder: str | os.PathLike) -> bool:
