@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,34 +18,22 @@ from polars.io.plugins import register_io_source
 
 pytest.importorskip("deltalake", reason="pip install 'daedalus_etl[delta]'")
 
+from delta_jobs import UTC_US, append_batch, dataset, part, rows
 from deltalake import DeltaTable
 
-from daedalus_etl.core.config import OutputConfig
 from daedalus_etl.core.enums import DataFormat, WriteMode
 from daedalus_etl.core.errors import (
     BadDataError, ConfigError, ConflictError, EmptyMatchError, InputNotFoundError, PartitionError, SchemaError)
 from daedalus_etl.core.filters import FilterSpec
 from daedalus_etl.storage import delta
-from daedalus_etl.storage.commit import Dataset
 from daedalus_etl.storage.dataset import scan, scan_partition
 from daedalus_etl.storage.delta import (
     history, last_transaction, read_delta, replace_partitions, vacuum_delta, write_delta)
-from daedalus_etl.storage.delta_dataset import DeltaDataset
 from daedalus_etl.storage.partitions import Partition, discover
 
-UTC_US = pl.Datetime("us", "UTC")
 APPEND, OVERWRITE, PARTITION, MERGE = (WriteMode(m) for m in ("append", "overwrite", "overwrite_partition", "merge"))
 CANARIES = ("O'Neil", "a' OR '1'='1", "x'; DROP TABLE t; --", 'say "hi"', "BTC/USDT:USDT", "50%", "a=b", "ünï c", "\\",
             "?#&+")
-
-
-def rows(symbol="BTC", day=8, ids=("1", "2"), value=0.0, hour=12) -> pl.DataFrame:
-    "Rows of one partition (symbol, day), one second apart, all with one value."
-    first = datetime(2024, 8, day, hour, tzinfo=UTC)
-    return pl.DataFrame(
-        {"capture_ts": [first + timedelta(seconds=i) for i in range(len(ids))], "trade_id": list(ids),
-         "value": [value] * len(ids), "symbol": [symbol] * len(ids), "day": [day] * len(ids)},
-        schema={"capture_ts": UTC_US, "trade_id": pl.String, "value": pl.Float64, "symbol": pl.String, "day": pl.Int8})
 
 
 def content(root, **kwargs) -> list[tuple]:
@@ -361,16 +349,16 @@ def test_the_same_transaction_meanwhile(root, meanwhile, mode):
 
 # ---- processes
 
-def spawn(code: str, *args) -> subprocess.Popen:
-    "Run `code` with the helpers of this module in a fresh process."
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_delta import *\n"
-    return subprocess.Popen([sys.executable, "-c", prelude + code, *map(str, args)], stdout=subprocess.PIPE, text=True,
+def spawn(*args) -> subprocess.Popen:
+    "One of the jobs in a process of its own."
+    return subprocess.Popen([sys.executable, Path(__file__).with_name("delta_jobs.py"), *map(str, args)],
+                            stdout=subprocess.PIPE, text=True,
                             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
 
 
-def kill_at_random(code: str, *args, longest: float, seed: int, processes: int = 3) -> None:
-    "Start some processes that run `code` and kill each at a random moment after all are at work."
-    rng, started = random.Random(seed), [spawn(code, *args, i) for i in range(processes)]
+def kill_at_random(jobs: list[tuple], *, longest: float, seed: int) -> None:
+    "Start the jobs, each in its process, and kill each at a random moment after all are at work."
+    rng, started = random.Random(seed), [spawn(*job) for job in jobs]
     for p in started: p.stdout.readline()
     for p in started:
         time.sleep(rng.uniform(0, longest))
@@ -379,55 +367,27 @@ def kill_at_random(code: str, *args, longest: float, seed: int, processes: int =
         p.stdout.close()
 
 
-JOB = """
-root, last = sys.argv[1], int(sys.argv[2])
-print("ready", flush=True)
-for n in range(last):
-    frame = rows(ids=(f"{n}-a", f"{n}-b"))
-    write_delta(frame, root, APPEND, partition_cols=["symbol"], transaction=("job", n))
-"""
-
-
 def test_exactly_once_through_kills(tmp_path):
     root = tmp_path / "t"
-    for i in range(4): kill_at_random(JOB, root, 100_000, longest=0.3, seed=i)
+    for i in range(4): kill_at_random([("append", root, 100_000)] * 3, longest=0.3, seed=i)
     last = last_transaction(root, "job")
     assert last > 0
-    for n in range(last + 2): write_delta(rows(ids=(f"{n}-a", f"{n}-b")), root, APPEND, transaction=("job", n))
+    assert [append_batch(root, n) is None for n in range(last - 2, last + 2)] == [True, True, True, False]
     assert sorted(r[2] for r in content(root)) == sorted(f"{n}-{x}" for n in range(last + 2) for x in "ab")
 
 
 def test_exactly_once_with_two_racing_processes(tmp_path):
     root = tmp_path / "t"
-    both = [spawn(JOB, root, 25) for _ in range(2)]
+    both = [spawn("append", root, 25) for _ in range(2)]
     for p in both: p.communicate(timeout=60)
     assert [p.returncode for p in both] == [0, 0]
     assert sorted(r[2] for r in content(root)) == sorted(f"{n}-{x}" for n in range(25) for x in "ab")
 
 
-def dataset(lake) -> tuple[DeltaDataset, OutputConfig]:
-    output = OutputConfig(name="silver", path=str(Path(lake) / "silver/trades"), format=DataFormat.DELTA)
-    return DeltaDataset(Dataset.of(output)), output
-
-
-def part(symbol="BTC", day=8) -> Partition: return Partition.of(exchange="binance", symbol=symbol, day=day)
-
-
-RUN = """
-home, output = dataset(sys.argv[1])
-print("ready", flush=True)
-for n in range(10**6):
-    value = int(sys.argv[2] + sys.argv[3]) * 10**6 + n
-    frame = pl.LazyFrame({"value": [value] * (n % 5)}, schema={"value": pl.Int64})
-    try: home.replace(part(day=1 + n % 7), frame, lambda: {"key": str(value), "rows": str(n % 5)}, output)
-    except ConflictError: pass
-"""
-
-
 def test_data_and_facts_never_disagree_through_kills(tmp_path):
     home, _ = dataset(tmp_path)
     for i in range(1, 5):
-        kill_at_random(RUN, tmp_path, i, longest=0.3, seed=i)
+        kill_at_random([("replace", tmp_path, 10 * i + k) for k in range(3)], longest=0.3, seed=i)
         table = read_delta(home.dataset.root).collect()
         for day in range(1, 8):
             facts, found = home.footer(part(day=day)), table.filter(day=day)["value"].to_list()
@@ -437,20 +397,10 @@ def test_data_and_facts_never_disagree_through_kills(tmp_path):
     assert len(parquet(home.dataset.root)) == sum(len(home.files(part(day=d))) for d in range(1, 8))
 
 
-ONE = """
-home, output = dataset(sys.argv[1])
-print("ready", flush=True)
-while not os.path.exists(sys.argv[3]): pass
-for day in range(1, 9):
-    try: home.replace(part(day=day), pl.LazyFrame({"value": [sys.argv[2]]}), lambda: {"key": sys.argv[2]}, output)
-    except ConflictError: print("conflict")
-"""
-
-
 @pytest.mark.parametrize("keys", [("same", "same"), ("one", "two")])
 def test_racing_runs_leave_one_file_a_partition(tmp_path, keys):
     home, go = dataset(tmp_path)[0], tmp_path / "go"
-    both = [spawn(ONE, tmp_path, k, go) for k in keys]
+    both = [spawn("once", tmp_path, k, go) for k in keys]
     for p in both: p.stdout.readline()
     go.touch()
     said = [p.communicate(timeout=60)[0] for p in both]
