@@ -647,7 +647,7 @@ def test_lists_through_the_executor(tmp_path, lake):
     ("kind", "words"),
     [
         (enums.DataTier, "bronze silver gold"),
-        (enums.DataFormat, "parquet ndjson csv"),
+        (enums.DataFormat, "parquet ndjson csv delta"),
         (enums.WriteMode, "append overwrite overwrite_partition merge"),
         (enums.CompressionCodec, "zstd snappy gzip lz4"),
         (enums.FeatureCategory, "structural dynamic rolling bars advanced"),

@@ -34,6 +34,7 @@ class DataFormat(Word):
     PARQUET = auto()
     NDJSON = auto()  # one JSON object per line
     CSV = auto()
+    DELTA = auto()  # a table with a log: `storage.delta`; to be read as a whole
 
 class CompressionCodec(Word):
     "Parquet page compression."

@@ -25,7 +25,9 @@ from ..core.errors import CorruptFileError, DaedalusError, PartitionError
 from ..core.errors import InputChangedError, SchemaError, TransformError, did_you_mean
 from ..core.filters import FilterSpec, sanitize_symbol
 from .contract import Contract, check_schema, contract_for
-from .partitions import SUFFIXES, TIME_KEYS, FileInfo, PartitionFiles, discover
+from .delta import TIME_TYPES, scan_delta
+from .partitions import (
+    SUFFIXES, TIME_KEYS, FileInfo, PartitionFiles, discover, refuse_delta)
 from .text import (
     corrupt_text, count_records, open_bytes, scan_text, text_casts, text_fault, text_schema)
 
@@ -152,6 +154,7 @@ def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fm
     Raises CorruptFileError, SchemaError and PartitionError before any feature is computed; wrap the collecting
     in `reading` to get typed errors for damage that shows up later."""
     fmt = DataFormat(fmt)
+    refuse_delta(pf.root, fmt)
     contract = None if channel is None else contract_for(channel)
     if contract is None and fmt is not DataFormat.PARQUET:
         raise SchemaError(f"{fmt.value} has no types of its own", path=pf.root, expected="a channel or a Contract")
@@ -295,24 +298,27 @@ def locate_row(pf: PartitionFiles, row: int) -> tuple[str, int]:
     return locate_rows(pf, [row])[0]
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #4e109e38
-_TIME_TYPES = {"year": pl.Int16(), "month": pl.Int8(), "day": pl.Int8(), "hour": pl.Int8()}
-
 def scan(root: str | os.PathLike, filter_spec: FilterSpec | None = None, channel: str | Contract | None = None,
          fmt: DataFormat = DataFormat.PARQUET) -> pl.LazyFrame:
     """A dataset as one lazy frame, with the keys of its paths as columns (String; year Int16, month, day, hour Int8).
 
-    With `channel`, every partition goes through `scan_partition` and the contract; without, Parquet as it is."""
-    found, fmt = discover(root, filter_spec, fmt), DataFormat(fmt)
+    With `channel`, every partition goes through `scan_partition` and the contract; without, Parquet as it is. A Delta
+    table (`fmt=DataFormat.DELTA`) has types of its own and takes no channel."""
+    fmt = DataFormat(fmt)
+    if fmt is DataFormat.DELTA:
+        if channel is not None: raise SchemaError("a Delta table has its own types", path=root, expected="no channel")
+        return scan_delta(root, filter_spec)
+    found = discover(root, filter_spec, fmt)
     if channel is None and fmt is DataFormat.PARQUET: return _scan_hive(found)
     frames = [scan_partition(pf, channel, fmt).with_columns(_key_columns(pf)) for pf in found]
     return pl.concat(frames, how="diagonal")
 
 def _key_columns(pf: PartitionFiles) -> list[pl.Expr]:
-    return [pl.lit(int(v) if k in TIME_KEYS else v, dtype=_TIME_TYPES.get(k, pl.String())).alias(k)
+    return [pl.lit(int(v) if k in TIME_KEYS else v, dtype=TIME_TYPES.get(k, pl.String())).alias(k)
             for k, v in pf.partition.items if k not in STREAM_KEYS]
 
 def _scan_hive(found: list[PartitionFiles]) -> pl.LazyFrame:
-    keys = {k: _TIME_TYPES.get(k, pl.String()) for k, _ in found[0].partition.items}
+    keys = {k: TIME_TYPES.get(k, pl.String()) for k, _ in found[0].partition.items}
     newest = max((pf.files[-1] for pf in found), key=lambda f: (f.mtime_ns, f.path))
     schema = {n: t for n, t in parquet_schema(newest.path).items() if n not in keys}
     paths = [p for pf in found for p in pf.paths]

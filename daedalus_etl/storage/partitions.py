@@ -17,12 +17,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 # %% auto #0
-__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'SURVEY_LIMIT', 'encode_value',
-           'decode_value', 'Partition', 'FileInfo', 'PartitionFiles', 'check_sizes', 'discover']
+__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'DELTA_LOG', 'SURVEY_LIMIT',
+           'encode_value', 'decode_value', 'Partition', 'FileInfo', 'PartitionFiles', 'is_delta', 'refuse_delta',
+           'check_sizes', 'discover']
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #c082f0c9
 from ..core.enums import DataFormat
-from ..core.errors import CorruptFileError, EmptyMatchError, InputNotFoundError, PartitionError, did_you_mean
+from ..core.errors import (
+    ConfigError, CorruptFileError, EmptyMatchError, InputNotFoundError, PartitionError, did_you_mean)
 from ..core.filters import FilterSpec, sanitize_symbol
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #9c755824
@@ -231,12 +233,30 @@ def _keeps(spec: FilterSpec | None, items: Items, key: str, value: str) -> bool:
     days = max(1, (end - start).days)
     return any(spec.keeps_day((start + timedelta(days=i)).date()) for i in range(days))
 
+# %% ../../nbs/10_storage/00_partitions.ipynb #76e9974d
+DELTA_LOG = "_delta_log"  # folder of a Delta table's log
+
+def is_delta(folder: str | os.PathLike) -> bool:
+    "Whether a Delta table lies at `folder`."
+    return os.path.isdir(os.path.join(folder, DELTA_LOG))
+
+def refuse_delta(folder: str | os.PathLike, fmt: DataFormat) -> None:
+    "ConfigError if the format is delta, or if `folder` is (part of) a Delta table: neither is a set of files to list."
+    if fmt is DataFormat.DELTA:
+        raise ConfigError("a Delta table has no partitions to read by themselves: its log says which files count",
+                          path=folder, fix="Read it as a whole: scan(root, fmt=DataFormat.DELTA).")
+    table = next((p for p in (Path(folder), *Path(folder).parents) if is_delta(p)), None)
+    if table is None: return
+    raise ConfigError(f"a Delta table, asked for as {fmt.value}: its files also hold rows long replaced or deleted",
+                      path=table, expected="format delta", fix="Read it with scan(root, fmt=DataFormat.DELTA).")
+
 # %% ../../nbs/10_storage/00_partitions.ipynb #02d24bb4
 def _split_entries(folder: str, suffixes: tuple[str, ...]) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
     "(key=value folders, data files) directly in `folder`, sorted by name."
     folders, files = [], []
     with os.scandir(folder) as entries:
         for e in sorted(entries, key=lambda e: e.name):
+            if e.name == DELTA_LOG: refuse_delta(folder, DataFormat.PARQUET)
             data = e.name.lower().endswith(suffixes) and e.name[0] not in "._"
             if not (data or "=" in e.name): continue
             if e.is_symlink(): _warn_link(e.path)
@@ -317,9 +337,10 @@ def discover(root: str | os.PathLike, filter_spec: FilterSpec | None = None,
     """The partitions under `root` that the filter keeps, with their files, sorted by stream, then by time.
 
     Raises InputNotFoundError (no such folder), EmptyMatchError (nothing kept; says what exists), PartitionError
-    (two folders for one partition, null keys, a link loop) and CorruptFileError (a file of 0 bytes, unless
-    `allow_empty_files`: then `check_sizes` is left to whoever reads the partition, and the others can go on)."""
+    (two folders for one partition, null keys, a link loop), ConfigError (a Delta table) and CorruptFileError (a file
+    of 0 bytes, unless `allow_empty_files`: then `check_sizes` is left to whoever reads the partition)."""
     top, fmt = _checked_root(root), DataFormat(fmt)
+    refuse_delta(top, fmt)
     found: dict[Partition, tuple[str, PartitionFiles]] = {}
     for folder, items, entries in _walk(top, (), filter_spec, SUFFIXES[fmt]):
         pf = _partition_files(top, items, entries)
