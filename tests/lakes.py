@@ -171,6 +171,11 @@ def leftovers(lake: Path) -> list[str]:
     return sorted(str(p) for p in files if bad(p))
 
 
+def leftovers_in_meta(lake: Path) -> list[str]:
+    "What a run may not leave behind beside its datasets, whatever their format."
+    return [p for p in leftovers(lake) if p.startswith(".daedalus")]
+
+
 def cli(*args, module: str = "daedalus_etl.cli", cwd=None, **env) -> subprocess.CompletedProcess:
     "Run `python -m module args`; the configuration of the checkout is out of sight unless `cwd` has one."
     env = {k: v for k, v in os.environ.items() if k != "DAEDALUS_CONFIG"} | env

@@ -18,7 +18,7 @@ from .base import BaseTransform, StatefulTransform, TransformContext
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
 from .enums import DataFormat, WriteMode
 from .errors import ConfigError, InputChangedError, StaleStateError
-from .outputs import Present, Target, check_room, forbid
+from .outputs import Present, Target, check_room, forbid, target_of
 from .plan import (
     COLD, NO_PAST, STATE_MAY_DIFFER, UNKNOWN, Recipe, Unit, Verdict, find_again, judge, parent_of, recipe, units_of)
 from .report import RunReport, UnitReport
@@ -68,7 +68,7 @@ class Run:
         "The outputs that are written, by name; those of a limited run lie in scratch, and replace what is there."
         outputs = self.transform.config.outputs
         parts = {n: n.partition("/") for n in self.transform.datasets(TransformContext(feature_config=features))}
-        found = {n: Target(Dataset.of(outputs[name], below), outputs[name], outputs[name].mode)
+        found = {n: target_of(Dataset.of(outputs[name], below), outputs[name])
                  for n, (name, _, below) in parts.items()}
         if not scratch: return found
         return {n: Target(t.dataset.scratch(), t.output, WriteMode.OVERWRITE_PARTITION) for n, t in found.items()}
@@ -300,10 +300,10 @@ def _check_paths(transform: BaseTransform) -> None:
 
 def _check_outputs(transform: BaseTransform) -> None:
     for o in transform.config.outputs.values():
-        if o.format is not DataFormat.PARQUET:
-            raise ConfigError(
-                f"output {o.name!r} has format {o.format.value}",
-                expected="parquet: the formats of inputs only are free")
+        target_of(Dataset.of(o), o)
+        if o.format is DataFormat.DELTA and transform.config.atomic == "run":
+            raise ConfigError(f"output {o.name!r} is a Delta table, and the run is to be published as one",
+                              expected="atomic: partition; a table's commits are its own")
 
 def _folders(chains: list[Chain]) -> dict[str, str]:
     return {name: str(t.dataset.root) for c in chains for name, t in c.targets.items()}

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 import polars as pl
 from .config import OutputConfig
-from .enums import WriteMode
-from .errors import ConflictError, StorageError
-from ..storage.commit import Dataset, Slot, Snapshot, Staged, look, read_footer, stage
+from .enums import DataFormat, WriteMode
+from .errors import ConfigError, ConflictError, StorageError
+from ..storage.commit import PART, Dataset, Slot, Snapshot, Staged, look, read_footer, stage
+from ..storage.delta_dataset import DeltaDataset, StagedDelta
 from ..storage.disk import check_writable, free_bytes
 from ..storage.journal import Change
 from ..storage.modes import append_name, fresh_name, merge_rows
 from ..storage.partitions import Partition
 
 # %% auto #0
-__all__ = ['MIN_FREE', 'Present', 'Target', 'check_room', 'forbid']
+__all__ = ['MIN_FREE', 'Present', 'Target', 'check_room', 'DeltaTarget', 'target_of', 'forbid']
 
 # %% ../../nbs/40_run/00a_outputs.ipynb #323654ce
 @dataclass(frozen=True)
@@ -99,6 +100,33 @@ def check_room(targets: Iterable[Target], present: Iterable[Present]) -> None:
         if (free := free_bytes(target.dataset.meta)) >= need: continue
         raise StorageError(f"only {free / 1e6:,.0f} MB are free", path=target.dataset.meta,
                            expected=f"{need / 1e6:,.0f} MB for the next partition", fix="Make room, then run again.")
+
+@dataclass(frozen=True)
+class DeltaTarget(Target):
+    "An output that is a Delta table: a partition is replaced by one commit of the table, facts included."
+    @property
+    def table(self) -> DeltaDataset: return DeltaDataset(self.dataset)
+
+    def present(self, partition: Partition) -> Present:
+        "What the latest version of the table says of `partition`."
+        footer = self.table.footer(partition)
+        return Present(footers={} if footer is None else {PART: footer})
+
+    def stage(self, partition: Partition, frame: pl.LazyFrame, present: Present,
+              footer: Callable[[], Mapping[str, str]]) -> StagedDelta:
+        "Write the rows that the partition will hold to the stage."
+        return self.table.stage(partition, frame, footer, self.output)
+
+def target_of(dataset: Dataset, output: OutputConfig) -> Target:
+    "The target for an output's format; `ConfigError` for what it cannot do."
+    if output.format is DataFormat.PARQUET: return Target(dataset, output, output.mode)
+    if output.format is not DataFormat.DELTA:
+        raise ConfigError(f"output {output.name!r} has format {output.format.value}", expected="parquet or delta")
+    if output.mode is not WriteMode.OVERWRITE_PARTITION:
+        raise ConfigError(f"output {output.name!r} is a Delta table in the mode {output.mode.value}",
+                          expected="overwrite_partition: a run replaces partitions",
+                          fix="Use storage.delta.write_delta for rows of your own: it has all four modes.")
+    return DeltaTarget(dataset, output, output.mode)
 
 def forbid(reason: str, target: Target, partition: Partition) -> ConflictError:
     "The error for a partition that must not be written."

@@ -14,7 +14,7 @@ from .base import BaseTransform
 from .config import FeatureConfig, FilterSpec, InputConfig, TransformConfig
 from .errors import EmptyMatchError, InputChangedError, InputNotFoundError
 from .outputs import Present, Target
-from ..storage.partitions import Partition, PartitionFiles, discover
+from ..storage.partitions import Partition, PartitionFiles, discover, is_delta
 from ..storage.state import StateKey
 
 # %% auto #0
@@ -173,6 +173,7 @@ def parent_of(unit: Unit, made_by: Recipe, home: Target) -> str | None:
 
 def vanished(target: Target, spec: FilterSpec | None, chains: list[list[Unit]]) -> list[Partition]:
     "Partitions of the output, as far as `spec` selects them, that no unit would make: their input is gone."
+    if is_delta(target.dataset.root): return []      # its old versions keep what it held
     units, root = {u.partition.path for chain in chains for u in chain}, str(target.dataset.root)
     # the usual case, nothing has vanished, is decided by names alone
     if all(folder[len(root) + 1:] in units for folder, below, files in os.walk(root) if files): return []

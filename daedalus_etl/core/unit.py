@@ -21,11 +21,12 @@ from .outputs import Present, Target
 from .plan import Recipe, Unit, input_fingerprint
 from .report import UnitReport
 from .state import state_hash
-from ..storage.commit import Slot, Staged, stage_rows
+from ..storage.commit import Slot, Staged, place_rows, stage_rows
 from ..storage.contract import (
     CHANNELS, Contract, bad_row_rules, check_units, contract_for, split_bad, time_limits)
 from ..storage.dataset import (
     locate_row, locate_rows, original_rows, parquet_schema, reading, scan_partition, set_aside_files)
+from ..storage.delta_dataset import StagedDelta
 from ..storage.journal import Change, commit_lakes
 from ..storage.limits import check_limits
 from ..storage.lineage import input_facts, save_record
@@ -178,17 +179,25 @@ class UnitRun:
             self._check_inputs()
             aside, report.quarantined = self._quarantine(checked, stack)
             report.state = save_artifact(self.home.dataset, self.end) if self.end else None
-            self._save_records(staged)
-            publish(self._changes(staged, aside))
+            self._publish(staged, aside, publish)
         for name, s in staged.items(): report.rows[name], report.bytes[name] = s.rows, s.size
         notes = [self.context.notes, *self.context.notes.beside.values()]
         report.duplicates, report.disordered = sum(n.duplicates for n in notes), sum(n.disordered for n in notes)
         report.seconds = time.perf_counter() - began
         return report
 
-    def _changes(self, staged: Mapping[str, Staged], aside: Slot | None) -> list[Change]:
-        return [self.targets[n].change(self.unit.partition, s, self.present[n], aside if k == 0 else None)
-                for k, (n, s) in enumerate(staged.items())]
+    def _publish(self, staged: Mapping[str, Staged | StagedDelta], aside: Slot | None,
+                 publish: Callable[[list[Change]], None]) -> None:
+        "Files take their places together; tables commit one by one after them."
+        files = {n: s for n, s in staged.items() if isinstance(s, Staged)}
+        self._save_records(files)
+        first = next(iter(self.targets))
+        changes = [self.targets[n].change(self.unit.partition, s, self.present[n], aside if n == first else None)
+                   for n, s in files.items()]
+        publish(changes)
+        if first not in files: place_rows(self.home.dataset, self.unit.partition, aside)
+        for n, s in staged.items():
+            if n not in files: s.publish()
 
     def _save_records(self, staged: Mapping[str, Staged]) -> None:
         features = self.context.feature_config.model_dump(mode="json")
@@ -212,7 +221,7 @@ class UnitRun:
         contract = contract_of(self.transform.config.inputs[name], self.context.feature_config.clock)
         return pl.LazyFrame(schema=contract.schema if contract else {})
 
-    def _stage(self, checked: Mapping[str, CheckedInput], stack: ExitStack) -> dict[str, Staged]:
+    def _stage(self, checked: Mapping[str, CheckedInput], stack: ExitStack) -> dict[str, Staged | StagedDelta]:
         "Write all outputs to their stages; a failure, now or before publication, removes them."
         inputs = {n: c.rows for n, c in checked.items()} | {n: self._nothing(n) for n in self.unit.empty}
         if (limit := self.context.limit_rows) is not None:

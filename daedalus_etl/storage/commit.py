@@ -24,7 +24,7 @@ from .partitions import Partition
 
 # %% auto #0
 __all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'Snapshot', 'look', 'Slot', 'close_all', 'put_artifact', 'Staged',
-           'stage', 'sinking', 'quarantine_file', 'stage_rows']
+           'stage', 'sinking', 'quarantine_file', 'stage_rows', 'place_rows']
 
 # %% ../../nbs/10_storage/03_commit.ipynb #8a897aea
 META = ".daedalus"            # beside the datasets, never below one
@@ -242,3 +242,12 @@ def stage_rows(dataset: Dataset, rows: pl.DataFrame) -> Slot:
         slot.close()
         raise
     return slot
+
+def place_rows(dataset: Dataset, partition: Partition, rows: Slot | None) -> None:
+    "Put rows that are set aside in their place by themselves; None: there are none, and old ones go."
+    path = quarantine_file(dataset, partition)
+    with disk_errors(path):
+        if rows is None: return remove(path)
+        make_dirs(path.parent)
+        rename(rows.path, path)
+    rows.close()

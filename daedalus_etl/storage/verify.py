@@ -18,7 +18,7 @@ from .commit import META, Dataset, look, read_footer
 from .disk import Lock, file_sha256
 from .journal import Change, commit, open_datasets
 from .lineage import read_record, record_path
-from .partitions import Partition
+from .partitions import Partition, is_delta
 
 # %% auto #0
 __all__ = ['MIN_AGE_S', 'datasets', 'Found', 'data_files', 'verify', 'gc', 'is_vanished']
@@ -62,7 +62,7 @@ def verify(lake: str | os.PathLike) -> pl.DataFrame:
     rows = []
     for dataset in sets:
         found = list(data_files(dataset))
-        broken = _broken_chains(found)
+        broken = {} if is_delta(dataset.root) else _broken_chains(found)     # a table keeps files of old versions, too
         for f in found:
             rows.append({"dataset": dataset.name, "file": f.path.relative_to(dataset.root).as_posix(),
                          "rows": _rows(f), "bytes": f.path.stat().st_size,
@@ -77,6 +77,7 @@ def _rows(f: Found) -> int | None:
 def _fault(f: Found, states: dict[str, Path]) -> str:
     "What is wrong with one file; empty if nothing is."
     if f.footer is None: return "not a readable Parquet file"
+    if is_delta(f.dataset.root): return ""          # a table has a log of its own
     record = record_path(f.dataset, f.footer, file_sha256(f.path))
     if not record.exists():
         return "its bytes are not those that were committed" if f.footer else "unknown: not written by this package"
