@@ -73,7 +73,8 @@ COMMANDS = {
     "demo": (demo, ALL_FLAGS),
     "status": (maintenance.status, ALL_FLAGS),
     "features": (features, COLUMN_FLAGS)}
-UPKEEP = {f.__name__: f for f in (maintenance.lineage, maintenance.verify, maintenance.gc, maintenance.recover)}
+UPKEEP = {f.__name__: f for f in (
+    maintenance.lineage, maintenance.verify, maintenance.gc, maintenance.recover, maintenance.doctor)}
 
 def parser() -> argparse.ArgumentParser:
     "The parser of `daedalus` with all commands."

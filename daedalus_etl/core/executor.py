@@ -25,6 +25,7 @@ from .report import RunReport, UnitReport
 from .rest import Rest
 from .state import dump_state, load_state, state_hash
 from .unit import UnitRun, contract_of
+from ..storage import doctor
 from ..storage.commit import Dataset
 from ..storage.dataset import scan_partition
 from ..storage.disk import disk_errors, write_whole
@@ -34,7 +35,7 @@ from ..storage.state import StateKey, load_artifact, read_state
 if TYPE_CHECKING: import polars as pl
 
 # %% auto #0
-__all__ = ['TRIES', 'RETRY_S', 'POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor', 'recover_outputs']
+__all__ = ['TRIES', 'RETRY_S', 'POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor', 'check_outputs_disk', 'recover_outputs']
 
 # %% ../../nbs/40_run/03_executor.ipynb #a0de68c0
 @dataclass
@@ -242,6 +243,7 @@ class TransformExecutor:
         began, execution_id = time.perf_counter(), uuid.uuid4().hex[:12]
         run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start,
                   Path(state_path) if state_path else None, limit_rows, dry_run, replace)
+        if not dry_run: check_outputs_disk(transform)
         if not dry_run: recover_outputs(transform)       # first: what is unfinished may be an input of this run
         units = units_of(transform, self.feature_config, filter_spec)
         chains = [Chain(run, u) for u in units]
@@ -289,6 +291,10 @@ def _gathered(futures: list[Future]) -> list[UnitReport]:
     return [r for f in futures for r in f.result()]
 
 POLL_S = 0.2
+
+def check_outputs_disk(transform: BaseTransform) -> None:
+    "`StorageError` if a filesystem lacks what commits rely on; each is tried out once per process."
+    for lake in sorted({o.lake for o in transform.config.outputs.values()}): doctor.check(lake)
 
 def recover_outputs(transform: BaseTransform) -> None:
     "Finish the commits that dead processes left unfinished in the lakes of the outputs."

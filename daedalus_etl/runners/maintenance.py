@@ -14,7 +14,7 @@ from .options import TABLE, config_of
 if TYPE_CHECKING: import polars as pl
 
 # %% auto #0
-__all__ = ['DEFAULT_LAKE', 'STATES', 'FLAGS', 'lineage', 'verify', 'gc', 'recover', 'status', 'add_flags']
+__all__ = ['DEFAULT_LAKE', 'STATES', 'FLAGS', 'lineage', 'verify', 'gc', 'doctor', 'recover', 'status', 'add_flags']
 
 # %% ../../nbs/50_runners/04a_maintenance.ipynb #8b7b9aa4
 DEFAULT_LAKE = "data/processed"
@@ -50,6 +50,15 @@ def gc(args: argparse.Namespace) -> None:
     _show(removed, "nothing to collect")
     if removed.height: print(f"{removed.height} files, {removed['bytes'].sum() / 1e6:,.1f} MB"
                              + (" would go" if args.dry_run else " are gone"))
+
+def doctor(args: argparse.Namespace) -> None:
+    "Try out what the filesystem of a lake can do: renames, locks, exchange of folders, durable writes, room."
+    from daedalus_etl.core.errors import StorageError
+    from daedalus_etl.storage.doctor import examine, table
+    findings = examine(args.path)
+    _show(table(findings), "")
+    if bad := [f for f in findings if f.ok is False]:
+        raise StorageError(f"{bad[0].what}: {bad[0].found}", path=args.path, fix=bad[0].consequence)
 
 def recover(args: argparse.Namespace) -> None:
     "Finish the commits that a dead process left half-done, and sweep what else it left."
@@ -92,7 +101,7 @@ def _show_left(lake: str) -> None:
 # %% ../../nbs/50_runners/04a_maintenance.ipynb #4425f97c
 FLAGS = {
     "lineage": {"path": dict(metavar="FILE", help="a data file of a lake")},
-    "verify": {},
+    "verify": {}, "doctor": {},
     "gc": {"--vanished": dict(action="store_true", help="also remove results whose input files are all gone"),
            "--min-age": dict(type=float, default=3600.0, metavar="S", help="leave what is younger (3600 s)"),
            "--dry-run": dict(action="store_true", help="show what would go; remove nothing")},

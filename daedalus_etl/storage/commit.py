@@ -127,7 +127,7 @@ class Slot:
         folder = dataset.meta / "stage"
         with disk_errors(folder):
             make_dirs(folder)
-            self.owner, self.ours = _Owner.of(folder), True
+            self.dataset, self.owner, self.ours = dataset, _Owner.of(folder), True
         self.path = folder / f"{self.owner.name}.{uuid.uuid4().hex[:16]}{suffix}"
 
     def close(self) -> None:

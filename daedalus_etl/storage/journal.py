@@ -34,6 +34,7 @@ class Change:
     drop: frozenset[str] = frozenset()          # names of files that go
     exact: bool = True                          # nothing else may be in the partition
     aside: Slot | None = None                   # rows set aside; None: there are none, and old ones go
+    keep_aside: bool = False                    # old ones stay: the rows come from elsewhere than the partition's input
 
     @property
     def folder(self) -> Path: return self.dataset.folder(self.partition)
@@ -112,7 +113,7 @@ def _steps(change: Change, now: Snapshot, held: list[Slot]) -> list[Step]:
     else: steps = []
     rows = quarantine_file(change.dataset, change.partition)
     if change.aside is not None: steps.append(("move", change.aside.path, rows))
-    elif rows.exists(): steps.append(("remove", rows))
+    elif rows.exists() and not change.keep_aside: steps.append(("remove", rows))
     def short(p): return p.relative_to(lake).as_posix() if isinstance(p, Path) else p
     return [(kind, *map(short, rest)) for kind, *rest in steps]
 
@@ -350,7 +351,7 @@ def _locks(lake: Path, changes: Sequence[Change], whole: Iterable[Dataset]) -> t
     shared = {short(c.dataset.lock) for c in changes} - alone
     return tuple(sorted(alone, key=_lock_order)), tuple(sorted(shared))
 
-MANY = 200      # partitions in a commit from which on whole datasets are locked: each lock is an open file
+MANY = 32       # partitions in a commit from which on whole datasets are locked: each lock is an open file
 
 def _meet(journal: Journal, alone: Iterable[str], shared: Iterable[str]) -> bool:
     "Would the locks of the journal and those of a commit have kept each other out?"
