@@ -23,7 +23,7 @@ from .report import UnitReport
 from .state import state_hash
 from ..storage.commit import Slot, Staged, place_rows, stage_rows
 from ..storage.contract import (
-    CHANNELS, Contract, bad_row_rules, check_units, contract_for, split_bad, time_limits)
+    CHANNELS, Contract, bad_row_rules, check_units, contract_for, reason_of, time_limits)
 from ..storage.dataset import (
     locate_row, locate_rows, original_rows, parquet_schema, reading, scan_partition, set_aside_files)
 from ..storage.delta_dataset import StagedDelta
@@ -65,12 +65,9 @@ def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, leve
     rules = bad_row_rules(contract, clock=contract.clock, columns=names, span=span)
     count, *clean = rows.select(pl.len(), **{k: r.clean for k, r in rules.items()}).collect().row(0)
     if count == 0 or all(clean): return CheckedInput(rows, count)
-    first, bad = 0, []
-    for batch in rows.collect_batches(maintain_order=True):
-        bad.append(split_bad(batch, rules, first)[1])
-        first += batch.height
-    good = rows.filter(~pl.any_horizontal(r.where for r in rules.values()))
-    return CheckedInput(good, count, pl.concat(bad))
+    broken = pl.any_horizontal(r.where for r in rules.values())
+    bad = rows.with_row_index("__row").filter(broken).with_columns(pl.col("__row").cast(pl.Int64), reason_of(rules))
+    return CheckedInput(rows.filter(~broken), count, bad.collect(engine="streaming"))
 
 UNIT_SAMPLE = 10_000          # rows whose times are looked at for their unit
 

@@ -14,7 +14,7 @@ import polars as pl
 # %% auto #0
 __all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'JUDGED', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
            'contract_for', 'Cast', 'missing_column', 'check_schema', 'time_limits', 'BadRule', 'bad_row_rules',
-           'split_bad', 'check_units']
+           'split_bad', 'reason_of', 'check_units']
 
 # %% ../../nbs/10_storage/01_contract.ipynb #e635235c
 from ..core.errors import SchemaError, TimeUnitError, did_you_mean
@@ -241,10 +241,13 @@ def split_bad(batch: pl.DataFrame, rules: Mapping[str, BadRule],
     `__row` is the batch's own column of that name if it has one, else `first_row` plus the position in the batch."""
     if batch.height == 0 or not rules or all(batch.select(**{k: r.clean for k, r in rules.items()}).row(0)):
         return batch, _with_reason(batch.clear(), first_row, pl.Series("reason", [], dtype=pl.String))
-    reason = pl.coalesce(pl.when(r.where).then(pl.lit(k)) for k, r in rules.items())
-    reasons = batch.select(reason.alias("reason")).to_series()
+    reasons = batch.select(reason_of(rules)).to_series()
     bad = _with_reason(batch, first_row, reasons).filter(pl.col("reason").is_not_null())
     return (batch.filter(reasons.is_null()), bad) if bad.height else (batch, bad)
+
+def reason_of(rules: Mapping[str, BadRule]) -> pl.Expr:
+    "`reason`: the first rule that fires, null for a good row."
+    return pl.coalesce(pl.when(r.where).then(pl.lit(k)) for k, r in rules.items()).alias("reason")
 
 def _with_reason(batch: pl.DataFrame, first_row: int, reasons: pl.Series) -> pl.DataFrame:
     rows = batch if "__row" in batch.columns else batch.with_row_index("__row", offset=first_row)
