@@ -115,9 +115,15 @@ class States:
         return None if between or after >= unit.partition.time_key else state
 
     def save_end(self) -> None:
-        "Leave the last state in the given file, for a run that goes on elsewhere."
-        if self.file is None or self.memory is None: return
-        data = dump_state(self.memory, self.key.header | {"after": list(self.last.time_key)})
+        "Leave the last state in the given file, for a run that goes on elsewhere; also if it was computed before."
+        if self.file is None or self.last is None or self.last_hash in (NO_PAST, UNKNOWN): return
+        state = self.memory
+        if state is None: state = load_artifact(self.home.dataset, self.key, self.last_hash)
+        data = dump_state(state, self.key.header | {"after": list(self.last.time_key)})
+        if self.file.exists():
+            there = self.file.read_bytes()
+            later = self.memory is None and tuple(load_state(there)[1]["after"]) > self.last.time_key
+            if later or there == data: return
         with disk_errors(self.file): write_whole(self.file, data)
 
 # %% ../../nbs/40_run/03_executor.ipynb #ea85d7bb

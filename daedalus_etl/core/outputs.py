@@ -5,6 +5,7 @@
 # %% ../../nbs/40_run/00a_outputs.ipynb #c1f21d1d
 from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 import polars as pl
 from .config import OutputConfig
@@ -68,19 +69,28 @@ class Target:
         "Write the rows that the partition will hold, or gain, to the stage."
         staged = stage(self.dataset, frame, self.output, footer)
         if self.mode is WriteMode.MERGE and present.footers: staged = self._merged(partition, staged, present)
-        name = append_name(staged) if self.mode is WriteMode.APPEND else fresh_name(present.seen)
-        return replace(staged, name=name)
+        if self.mode is not WriteMode.APPEND: return replace(staged, name=fresh_name(present.seen))
+        try: return replace(staged, name=append_name(staged))
+        except BaseException:
+            staged.discard()
+            raise
 
     def _merged(self, partition: Partition, new: Staged, present: Present) -> Staged:
         "The staged rows merged into those that are there; staged first, because a kernel's rows can be had only once."
         folder = self.dataset.folder(partition)
-        try:
+        with new.slot, ExitStack() as made:
             paths = [folder / n for n in sorted(present.footers)]
             old, rows = (pl.scan_parquet(p, hive_partitioning=False, glob=False) for p in (paths, new.path))
-            return stage(self.dataset, merge_rows(old, rows, self.output.key_cols), self.output, lambda: new.footer)
-        except FileNotFoundError as e:
-            raise ConflictError("another process replaced the rows to merge into", path=folder, fix="Run again.") from e
-        finally: new.discard()
+            try:
+                rows = merge_rows(old, rows, self.output.key_cols)
+                merged = stage(self.dataset, rows, self.output, lambda: new.footer)
+            except FileNotFoundError as e:
+                raise ConflictError("another process replaced the rows to merge into", path=folder,
+                                    fix="Run again.") from e
+            made.callback(merged.discard)       # unless the other place is given up, too
+            new.discard()
+            made.pop_all()
+            return merged
 
     def change(self, partition: Partition, staged: Staged, present: Present, aside: Slot | None = None) -> Change:
         "The change that the commit makes."
