@@ -8,7 +8,14 @@ from polars.testing import assert_frame_equal
 
 from daedalus_etl.core.config import FeatureConfig, FilterSpec, InputConfig, OutputConfig, TransformConfig
 from daedalus_etl.core.enums import WriteMode
-from daedalus_etl.core.errors import BadDataError, ConfigError, ConflictError, SchemaError, StorageError
+from daedalus_etl.core.errors import (
+    BadDataError,
+    ConfigError,
+    ConflictError,
+    PartitionError,
+    SchemaError,
+    StorageError,
+)
 from daedalus_etl.core.executor import TransformExecutor
 from daedalus_etl.features.frames import features
 from daedalus_etl.storage import disk
@@ -303,3 +310,42 @@ def release_locks(lake):
         try: name = os.readlink(f"/proc/self/fd/{fd}")
         except OSError: continue
         if str(lake) in name and ("lock" in name): os.close(int(fd))
+
+
+# ---- places
+
+def test_a_link_that_leads_out_of_the_dataset_is_refused(bronze, lake, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (lake / "silver/trades").mkdir(parents=True)
+    (lake / "silver/trades/exchange=binance").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PartitionError, match="symbolic link"): run(lakes.trades(bronze, lake))
+    assert list((tmp_path / "elsewhere").rglob("*")) == [] and lakes.leftovers(lake) == []
+
+
+def test_two_streams_that_differ_in_case_alone_are_refused(tmp_path, lake):
+    put(tmp_path / "a", tape(8), 8)
+    run(lakes.trades(tmp_path / "a", lake))
+    lower = ("binance", "btc-usdt")
+    put(tmp_path / "b", tape(8, stream=lower), 8, lower)
+    with pytest.raises(PartitionError, match="differs in case alone"): run(lakes.trades(tmp_path / "b", lake))
+    assert not (lake / "silver/trades/exchange=binance/symbol=btc-usdt").exists()
+
+
+class ReplacedOnce(TradesFeatureTransform):
+    "While the second day is read for the first time, somebody replaces it."
+    source, done = None, False
+
+    def transform(self, inputs, context):
+        made = super().transform(inputs, context)
+        if "day=09" in context.partition.path and not ReplacedOnce.done:
+            ReplacedOnce.done = True
+            put(self.source, tape(9).head(30), 9)
+        return made
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(bronze, lake):
+    made, ReplacedOnce.done = ReplacedOnce(lakes.trades(bronze, lake).config), False
+    made.source = bronze
+    assert statuses(run(made)) == ["written", "written"]
+    assert dataset(lake / "silver/trades" / leaf(9)).height == 30 and lakes.leftovers(lake) == []
+    assert statuses(run(made)) == ["done", "done"]
