@@ -137,7 +137,7 @@ class UnitRun:
                 for k, (n, s) in enumerate(staged.items())]
 
     def _save_records(self, staged: Mapping[str, Staged]) -> None:
-        features = self.context.feature_config.model_dump(mode="json")
+        features = self.context.feature_config.model_dump()
         for name, s in staged.items():
             dataset = self.targets[name].dataset
             facts = {"inputs": input_facts(dataset, self.unit.inputs), "features": features, "output": name}
