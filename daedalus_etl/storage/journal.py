@@ -210,7 +210,7 @@ def _take(held: ExitStack, lake: Path, alone: Iterable[str], shared: Iterable[st
     shared = set(shared)
     for name in sorted({*alone, *shared}, key=_lock_order):
         path = lake / name
-        disk.make_dirs(path.parent)
+        if not path.parent.is_dir(): disk.make_dirs(path.parent)
         lock = Lock(path, shared=name in shared, stays=_is_dataset_lock(name))
         lock.acquire(timeout_s)
         held.callback(lock.release)
@@ -302,7 +302,7 @@ def _commit(changes, whole, timeout_s, held: list[Slot], journaled: list[Journal
         staged = _staged(lake, steps)
         if len(steps) == 1: _apply(lake, steps[0])      # atomic by itself
         elif steps:
-            for folder in {p.parent for p in staged}: disk.fsync_dir(folder)    # the journal relies on the stage
+            for folder in {f for p in staged for f in p.parents[:2]}: disk.fsync_dir(folder)    # the stages last
             _check_exchange(changes[0].dataset, lake, steps, held)
             journal = Journal(lake / META / "journal" / f"{uuid.uuid4().hex}.json", alone, shared, tuple(steps))
             journaled.append(journal)
