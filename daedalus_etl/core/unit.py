@@ -167,10 +167,10 @@ class UnitRun:
         "Compute the unit and publish it; nothing is published unless all of it succeeded."
         began, report = time.perf_counter(), UnitReport(self.unit.partition.path, "written")
         with ExitStack() as stack:
-            for name, pf in self.unit.inputs.items():
-                c = self.transform.config.inputs[name]
-                stack.enter_context(reading(pf, contract_of(c, self.context.feature_config.clock), c.format))
             checked = {name: self._checked(name, pf) for name, pf in self.unit.inputs.items()}
+            for name, found in checked.items():     # from here on, of the files that were not set aside
+                c = self.transform.config.inputs[name]
+                stack.enter_context(reading(found.files, contract_of(c, self.context.feature_config.clock), c.format))
             report.rows_in = next(iter(checked.values())).count
             staged = self._stage(checked, stack)
             self._check_inputs()
@@ -197,7 +197,7 @@ class UnitRun:
             if n not in files: s.publish()
 
     def _save_records(self, staged: Mapping[str, Staged]) -> None:
-        features = self.context.feature_config.model_dump(mode="json")
+        features = self.context.feature_config.model_dump()
         for name, s in staged.items():
             dataset = self.targets[name].dataset
             facts = {"inputs": input_facts(dataset, self.unit.inputs), "features": features, "output": name}

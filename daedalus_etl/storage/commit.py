@@ -126,7 +126,7 @@ class Slot:
     def __init__(self, dataset: Dataset, suffix: str = ".parquet"):
         folder = dataset.meta / "stage"
         with disk_errors(folder):
-            make_dirs(folder)
+            if not folder.is_dir(): make_dirs(folder)
             self.dataset, self.owner, self.ours = dataset, _Owner.of(folder), True
         self.path = folder / f"{self.owner.name}.{uuid.uuid4().hex[:16]}{suffix}"
 

@@ -90,7 +90,9 @@ def _full_fsync(fd: int) -> None:
 
 def make_dirs(path: Path) -> None:
     "Make `path` with its parents, each new entry durable in the folder that holds it."
-    if path.is_dir(): return
+    if path.is_dir():
+        with os.scandir(path) as entries: empty = next(entries, None) is None
+        return fsync_dir(path.parent) if empty else None     # who made it may have died before it was durable
     make_dirs(path.parent)
     syscall(path.mkdir, exist_ok=True)
     fsync_dir(path.parent)

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from string import hexdigits
-from ..core.errors import ConfigError, ConflictError, CorruptFileError, StorageError
+from ..core.errors import ConfigError, ConflictError, CorruptFileError, PartitionError, StorageError
 from .commit import (
     META, Dataset, Slot, Snapshot, Staged, close_all, look, put_artifact, quarantine_file, read_footer)
 from . import disk
@@ -21,7 +21,7 @@ from .partitions import Partition
 
 # %% auto #0
 __all__ = ['Step', 'MANY', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets', 'commit',
-           'commit_lakes', 'survey_dataset']
+           'check_place', 'commit_lakes', 'survey_dataset']
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #edbfb5b0
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _take(held: ExitStack, lake: Path, alone: Iterable[str], shared: Iterable[st
     shared = set(shared)
     for name in sorted({*alone, *shared}, key=_lock_order):
         path = lake / name
-        disk.make_dirs(path.parent)
+        if not path.parent.is_dir(): disk.make_dirs(path.parent)
         lock = Lock(path, shared=name in shared, stays=_is_dataset_lock(name))
         lock.acquire(timeout_s)
         held.callback(lock.release)
@@ -284,6 +284,23 @@ def _check_changes(changes: Sequence[Change]) -> None:
                               expected="one change that holds all files of the partition")
         seen.add(c.folder)
 
+def check_place(change: Change) -> None:
+    """Is the partition's folder where its path says, and the only one of its name?
+
+    `PartitionError` if a link below the dataset leads elsewhere, or if a folder differs from it in case alone: on some
+    systems the two are one."""
+    lake, folder = Path(os.path.realpath(change.dataset.lake)), change.folder
+    if Path(os.path.realpath(folder)) != lake / change.dataset.name / change.partition.path:
+        raise PartitionError("a symbolic link leads out of the dataset", path=folder,
+                             fix="Put the real folder there, or give the place that it leads to as the lake.")
+    if folder.exists(): return
+    for place in (folder, *folder.parents[:len(change.partition.items) - 1]):
+        try: beside = os.listdir(place.parent)
+        except FileNotFoundError: continue
+        twin = next((n for n in beside if n != place.name and n.casefold() == place.name.casefold()), None)
+        if twin: raise PartitionError(f"the folder {twin!r} differs in case alone", path=place,
+                                      expected="names that are two on every filesystem", fix="Rename one of the streams.")
+
 def commit_lakes(changes: Sequence[Change]) -> None:
     "Commit `changes` lake by lake: those of one lake together, those of several lakes one after the other."
     by_lake: dict[str, list[Change]] = {}
@@ -296,6 +313,7 @@ def _commit(changes, whole, timeout_s, held: list[Slot], journaled: list[Journal
     with ExitStack() as stack:
         lake = _lake(changes)
         alone, shared = _hold(stack, lake, changes, whole, timeout_s)
+        for c in changes: check_place(c)
         for dataset, seen in whole.items(): _same_dataset(dataset, seen)
         steps = []
         for c in changes:
@@ -303,7 +321,7 @@ def _commit(changes, whole, timeout_s, held: list[Slot], journaled: list[Journal
         staged = _staged(lake, steps)
         if len(steps) == 1: _apply(lake, steps[0])      # atomic by itself
         elif steps:
-            for folder in {p.parent for p in staged}: disk.fsync_dir(folder)    # the journal relies on the stage
+            for folder in {f for p in staged for f in p.parents[:2]}: disk.fsync_dir(folder)    # the stages last
             _check_exchange(changes[0].dataset, lake, steps, held)
             journal = Journal(lake / META / "journal" / f"{uuid.uuid4().hex}.json", alone, shared, tuple(steps))
             journaled.append(journal)

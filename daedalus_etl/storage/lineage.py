@@ -24,10 +24,10 @@ def record_path(dataset: Dataset, footer: Mapping[str, str], sha256: str) -> Pat
     return dataset.meta / "lineage" / (f"{key}.{sha256[:16]}.json" if key else f"{sha256}.json")
 
 def save_record(dataset: Dataset, partition: Partition, staged: Staged, facts: Mapping[str, Any]) -> None:
-    "Write the record of a staged file; `facts` are further entries (JSON values)."
+    "Write the record of a staged file; `facts` are further entries (JSON values, and sets)."
     content = {"format": 1, "partition": partition.path, "rows": staged.rows, "bytes": staged.size,
                "sha256": staged.sha256, "footer": dict(staged.footer), **facts}
-    data = json.dumps(content, sort_keys=True, indent=1).encode()
+    data = json.dumps(content, sort_keys=True, indent=1, default=sorted).encode()   # a set has no order of its own
     put_artifact(dataset, record_path(dataset, staged.footer, staged.sha256), data)
 
 def input_facts(dataset: Dataset, inputs: Mapping[str, PartitionFiles]) -> dict[str, Any]:
