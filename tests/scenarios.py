@@ -27,7 +27,8 @@ class Numbered(StatefulTransform):
     "Numbers the rows of a stream over all days: a day's rows depend on those of the days before."
     def transform(self, inputs, context):
         n = self.get_state_value("n", default=0)
-        frame = inputs["bronze"].select("trade_id", "capture_ts", pl.int_range(n, n + pl.len()).alias("number")).collect()
+        number = pl.int_range(n, n + pl.len()).alias("number")
+        frame = inputs["bronze"].select("trade_id", "capture_ts", number).collect()
         self.update_state("n", n + frame.height)
         return {"silver": frame.lazy()}
 
@@ -143,7 +144,8 @@ def _away(src, lake):
 def _bars(src, lake): run(lakes.bars(src / "lake/silver/trades", lake))
 
 
-def _state_path(src, lake): run(simple(Numbered, src / "old", lake, "overwrite_partition"), state_path=lake / ".daedalus/handed-on")
+def _state_path(src, lake):
+    run(simple(Numbered, src / "old", lake, "overwrite_partition"), state_path=lake / ".daedalus/handed-on")
 
 
 SCENARIOS = {s.name: s for s in [

@@ -1,5 +1,5 @@
-"""Every call to the disk fails once: the process dies there, or the disk refuses. What is published stays whole, and after
-a recovery and the same run again the lake is, byte for byte, as if nothing had happened."""
+"""Every call to the disk fails once: the process dies there, or the disk refuses. What is published stays whole,
+and after a recovery and the same run again the lake is, byte for byte, as if nothing had happened."""
 import os
 import shutil
 import tempfile
@@ -22,7 +22,7 @@ SEEN: set[str] = set()               # distinct calls that were tried
 
 @pytest.fixture(scope="module")
 def home():
-    "In memory where possible: whether bytes reach a disk is not the question here, and thousands of fsyncs cost minutes."
+    "In memory where possible: whether bytes reach a disk is not the question, and thousands of fsyncs cost minutes."
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as d: yield Path(d)
 
 
@@ -87,7 +87,7 @@ class Stage:
         self.scenario.act(self.src, lake)
         assert faults.differences(lake, self.new) == []
         assert journals(lake) == [] and [p for p in lakes.leftovers(lake) if not p.endswith(".lock")] == []
-        assert not [p for p in lake.rglob("stage/*")], "something is left in a stage"
+        assert not list(lake.rglob("stage/*")), "something is left in a stage"
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

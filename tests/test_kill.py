@@ -1,5 +1,5 @@
-"""A process that writes is killed at a random moment (SIGKILL), many times: nothing is lost, nothing comes twice, and the
-next run ends in the lake of a run that nobody disturbed."""
+"""A process that writes is killed at a random moment (SIGKILL), many times: nothing is lost, nothing comes twice,
+and the next run ends in the lake of a run that nobody disturbed."""
 import os
 import random
 import shutil

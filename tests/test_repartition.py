@@ -65,7 +65,8 @@ def test_dry_run_and_again_change_nothing(lake):
 def test_rows_lost_on_the_way_stop_it(lake, monkeypatch):
     before, whole = lakes.contents(lake / "silver"), module.split
 
-    def losing(frame, cols, room): return whole(frame.filter(pl.col("price") != frame.collect()["price"][7]), cols, room)
+    def losing(frame, cols, room):
+        return whole(frame.filter(pl.col("price") != frame.collect()["price"][7]), cols, room)
 
     monkeypatch.setattr(module, "split", losing)
     with pytest.raises(CorruptFileError, match="not those that were read"):

@@ -39,7 +39,8 @@ def sources(root: Path) -> Path:
     return root
 
 
-def _numbered(name: str, mode: str): return lambda src, lake: run(simple(Numbered, src / name, lake, mode), replace=True)
+def _numbered(name: str, mode: str):
+    return lambda src, lake: run(simple(Numbered, src / name, lake, mode), replace=True)
 
 
 def _nothing(src, lake): "No lake before."

@@ -298,8 +298,9 @@ def check_place(change: Change) -> None:
         try: beside = os.listdir(place.parent)
         except FileNotFoundError: continue
         twin = next((n for n in beside if n != place.name and n.casefold() == place.name.casefold()), None)
-        if twin: raise PartitionError(f"the folder {twin!r} differs in case alone", path=place,
-                                      expected="names that are two on every filesystem", fix="Rename one of the streams.")
+        if twin:
+            raise PartitionError(f"the folder {twin!r} differs in case alone", path=place,
+                                 expected="names that are two on every filesystem", fix="Rename one of the streams.")
 
 def commit_lakes(changes: Sequence[Change]) -> None:
     "Commit `changes` lake by lake: those of one lake together, those of several lakes one after the other."
