@@ -1,5 +1,5 @@
-"""What really goes to the kernel, seen by strace: in which order things are made durable, and a process that is killed at each
-single call that changes a file."""
+"""What really goes to the kernel, seen by strace: in which order things are made durable, and a process that is killed
+at each single call that changes a file."""
 import os
 import re
 import shutil
@@ -81,7 +81,8 @@ def calls(log: Path) -> list[Call]:
 class Log:
     "Questions to the calls of one run over `lake`."
     def __init__(self, lake: Path):
-        self.lake, self.calls = str(lake), [c for c in calls(lake.with_suffix(".log")) if str(lake) in " ".join(c.paths)]
+        every, self.lake = calls(lake.with_suffix(".log")), str(lake)
+        self.calls = [c for c in every if self.lake in " ".join(c.paths)]
         assert self.calls, "nothing was traced"
 
     def renames(self, part: str) -> list[Call]:
@@ -158,7 +159,7 @@ def test_order_of_several_partitions(what, src, tmp_path):
         if "/stage/" in source: assert log.durable(folder(source), 0, journal.begin), "the stage was not durable"
 
 
-KILLED = {"small_chain": 18, "small_overwrite": 20, "small_several": 30, "small_bars": 40}        # by day, each k-th call
+KILLED = {"small_chain": 18, "small_overwrite": 20, "small_several": 30, "small_bars": 40}    # by day, each k-th call
 
 
 @pytest.mark.parametrize("what", KILLED if NIGHTLY else ["small_chain", "small_several"])
@@ -179,7 +180,8 @@ def test_killed_at_each_system_call(what, src, tmp_path):
         shutil.copytree(old, lake)
         done = traced(what, src, lake, "-e", f"inject={name}:signal=SIGKILL:when={when}")
         assert "done" not in done.stdout and done.returncode in (137, -9), (n, done)
-        last = [x for x in lake.with_suffix(".log").read_text().splitlines() if x.startswith(done_by(lake)) and "(" in x]
+        log, main = lake.with_suffix(".log").read_text().splitlines(), done_by(lake)
+        last = [x for x in log if x.startswith(main) and "(" in x]
         assert re.split(r" +", last[-1])[1].startswith(f"{name}("), f"it was not killed in {name}: {last[-1]}"
         faults.assert_whole(lake, old, new)
         recover(lake)
