@@ -26,7 +26,7 @@ from .rest import Rest
 from .state import dump_state, load_state, state_hash
 from .unit import UnitRun, contract_of
 from ..storage import doctor
-from ..storage.commit import Dataset
+from ..storage.commit import META, Dataset
 from ..storage.dataset import scan_partition
 from ..storage.disk import disk_errors, write_whole
 from ..storage.journal import Change, commit_lakes, discard, open_datasets, recover
@@ -299,8 +299,9 @@ def _gathered(futures: list[Future]) -> list[UnitReport]:
 POLL_S = 0.2
 
 def check_outputs_disk(transform: BaseTransform) -> None:
-    "`StorageError` if a filesystem lacks what commits rely on; each is tried out once per process."
-    for lake in sorted({o.lake for o in transform.config.outputs.values()}): doctor.check(lake)
+    "`StorageError` if the filesystem of a new lake lacks what commits rely on; it is tried out before the first of them."
+    for lake in sorted({o.lake for o in transform.config.outputs.values()}):
+        if not (Path(lake) / META).exists(): doctor.check(lake)
 
 def recover_outputs(transform: BaseTransform) -> None:
     "Finish the commits that dead processes left unfinished in the lakes of the outputs."
