@@ -299,7 +299,7 @@ def _gathered(futures: list[Future]) -> list[UnitReport]:
 POLL_S = 0.2
 
 def check_outputs_disk(transform: BaseTransform) -> None:
-    "`StorageError` if the filesystem of a new lake lacks what commits rely on; it is tried out before the first of them."
+    "`StorageError` if the filesystem of a new lake lacks what commits rely on; tried out before the first of them."
     for lake in sorted({o.lake for o in transform.config.outputs.values()}):
         if not (Path(lake) / META).exists(): doctor.check(lake)
 
