@@ -1,11 +1,11 @@
 "Any sequence of writes, deaths, recoveries, collections and compactions, against a dictionary of lists."
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import faults
 import polars as pl
+from faults import NIGHTLY
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -21,7 +21,7 @@ from daedalus_etl.utils.compaction import ParquetCompactor
 KEYS = ("exchange", "day")
 ROWS = st.lists(st.tuples(st.sampled_from([8, 9, 10]), st.integers(0, 5), st.integers(0, 99)), min_size=1, max_size=8,
                 unique_by=lambda r: r[:2])
-NIGHTLY = bool(os.environ.get("DAEDALUS_NIGHTLY"))
+
 
 
 def frame(rows) -> pl.DataFrame:
