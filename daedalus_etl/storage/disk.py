@@ -56,7 +56,8 @@ def free_bytes(path: str | os.PathLike) -> int:
 
 def check_writable(path: str | os.PathLike) -> None:
     "`StorageError` unless files can be made in the folder `path`, or in its nearest parent that exists."
-    if os.access(near := _nearest(path), os.W_OK | os.X_OK): return
+    effective = os.access in os.supports_effective_ids
+    if os.access(near := _nearest(path), os.W_OK | os.X_OK, effective_ids=effective): return
     raise StorageError("no right to write there, or a read-only filesystem", path=near,
                        expected="write and search permission (w, x)", fix=_NO_RIGHT)
 
