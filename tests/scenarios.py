@@ -1,5 +1,6 @@
 """What writes to a lake, in every mode: each scenario is a lake as it was before, and an act that can be repeated."""
 from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,23 +109,33 @@ def _several_before(src, lake):
             commit([Change(data, DAYS[day], put=(staged(data, rows(day, k), f"part-{n}.parquet"),), exact=False)])
 
 
+@contextmanager
+def _unless_fails(one):
+    "A staged file, which is discarded if anything fails before it is published."
+    try: yield one
+    except BaseException:
+        one.discard()
+        raise
+
+
 def _several(src, lake):
     "Day 8: three files become one. 9: one of two goes, one comes. 10: replaced. 11: goes. 12: comes, as two files."
     data = direct(lake)
     open_datasets([data])
     seen = {d: look(data.folder(DAYS[d])) for d in DAYS}
     def names(d): return {n[5] for n in seen[d].names}
-    changes = []
-    def change(day, put, drop=()):
-        files = tuple(staged(data, rows(day, 70 + k), f"part-{n}.parquet") for k, n in enumerate(put))
+    def change(day, put, drop=(), **footer):
+        files = tuple(undo.enter_context(_unless_fails(staged(data, rows(day, 70 + k), f"part-{n}.parquet", **footer)))
+                      for k, n in enumerate(put))
         changes.append(Change(data, DAYS[day], seen[day], files, frozenset(f"part-{n}.parquet" for n in drop)))
-    if names(8) == set("abc"): change(8, "z", "abc")
-    if names(9) == set("ab"): change(9, "z", "a")
-    if read_footer(data.folder(DAYS[10]) / "part-a.parquet") == {}: changes.append(Change(
-        data, DAYS[10], seen[10], (staged(data, rows(10, 70), "part-a.parquet", key="new"),)))
-    if names(11): change(11, "", "abc")
-    if not names(12): change(12, "yz")
-    commit(changes)
+    changes = []
+    with ExitStack() as undo:
+        if names(8) == set("abc"): change(8, "z", "abc")
+        if names(9) == set("ab"): change(9, "z", "a")
+        if read_footer(data.folder(DAYS[10]) / "part-a.parquet") == {}: change(10, "a", key="new")
+        if names(11): change(11, "", "abc")
+        if not names(12): change(12, "yz")
+        commit(changes)
 
 
 def _swap(src, lake):
