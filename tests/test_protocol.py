@@ -16,9 +16,11 @@ from daedalus_etl.core import outputs
 from daedalus_etl.core.errors import ConfigError, ConflictError, CorruptFileError, StorageError
 from daedalus_etl.storage import commit as committing
 from daedalus_etl.storage import disk
+from daedalus_etl.storage import verify as verifying
 from daedalus_etl.storage.commit import look
 from daedalus_etl.storage.journal import Change, commit, journals, recover, survey_dataset, sweep
 from daedalus_etl.storage.modes import fresh_name
+from daedalus_etl.storage.verify import gc
 
 
 @pytest.fixture
@@ -291,3 +293,47 @@ def test_unfinished_commits_are_spoken_of(data):
         commit([Change(other, DAYS[d], put=(staged(other, rows(d)),)) for d in (8, 9)])
     assert any("daedalus recover" in n for n in caught.value.__notes__)
     assert recover(other.lake) and values(other.folder(DAYS[9])) == [9]
+
+
+# ---- collection, while others write
+
+def old_and_unneeded(data) -> Path:
+    "A state of long ago that no result names."
+    committing.put_artifact(data, path := data.meta / "states" / f"{'a' * 64}.state", b"a")
+    os.utime(path, (1, 1))
+    return path
+
+
+def test_what_is_used_again_is_not_collected(data):
+    "A result returns to a state of long ago: it is there, and must be there still when the result is published."
+    put_day(data, 8, 1)
+    path = old_and_unneeded(data)
+    committing.put_artifact(data, path, b"a")
+    assert path.stat().st_mtime > 1
+    gc(data.lake)
+    assert path.exists()
+    os.utime(path, (1, 1))
+    gc(data.lake)
+    assert not path.exists()
+
+
+def test_results_that_wait_long_for_their_publication_keep_their_states(data):
+    "A run that is published as one may take longer than the hour for which young states are left alone."
+    put_day(data, 8, 1)
+    waiting = staged(data, rows(2))
+    path = old_and_unneeded(data)
+    os.utime(path)
+    gc(data.lake, min_age_s=-3600)
+    assert path.exists()
+    waiting.discard()
+    gc(data.lake, min_age_s=-3600)
+    assert not path.exists()
+
+
+def test_nothing_is_collected_while_a_commit_is_unfinished(data, monkeypatch):
+    put_day(data, 7, 7)
+    path = old_and_unneeded(data)
+    dies_at_first_rename(data, lambda: commit([Change(data, DAYS[d], put=(staged(data, rows(d)),)) for d in (8, 9)]))
+    monkeypatch.setattr(verifying, "open_datasets", lambda sets: None)       # it dies right after we have recovered
+    with pytest.raises(ConflictError, match="not finished"): gc(data.lake)
+    assert path.exists()

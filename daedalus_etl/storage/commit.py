@@ -19,12 +19,12 @@ from ..core.config import OutputConfig
 from ..core.enums import CompressionCodec
 from ..core.errors import CorruptFileError, TransformError
 from .disk import (
-    Lock, SumAlong, create, disk_errors, fsync_dir, fsync_file, make_dirs, remove, rename)
+    Lock, SumAlong, create, disk_errors, fsync_dir, fsync_file, make_dirs, remove, rename, touch)
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'Snapshot', 'look', 'Slot', 'close_all', 'put_artifact', 'Staged',
-           'stage', 'sinking', 'quarantine_file', 'stage_rows', 'place_rows']
+__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'Snapshot', 'look', 'in_use_since', 'Slot', 'close_all',
+           'put_artifact', 'Staged', 'stage', 'sinking', 'quarantine_file', 'stage_rows', 'place_rows']
 
 # %% ../../nbs/10_storage/03_commit.ipynb #8a897aea
 META = ".daedalus"            # beside the datasets, never below one
@@ -121,6 +121,11 @@ class _Owner:
             self.known.pop(self.at, None)
             self.lock.release()
 
+def in_use_since(dataset: Dataset) -> float | None:
+    "Since when (s since the epoch) a living process has files in the stage of `dataset`; None if there is none."
+    held = (Lock(p).held_since() for p in (dataset.meta / "stage").glob("*.lock"))
+    return min((t for t in held if t is not None), default=None)
+
 class Slot:
     "A place in the stage of a dataset: `path` is ours, to make a file or a folder of, until `close`."
     def __init__(self, dataset: Dataset, suffix: str = ".parquet"):
@@ -146,6 +151,17 @@ class Slot:
     def __enter__(self) -> Slot: return self
     def __exit__(self, *_) -> None: self.close()
 
+def _is_kept(dataset: Dataset, path: Path, data: bytes | None) -> bool:
+    """Whether the artifact is there (as `data`, if given) and durable, and will stay until it is named by a result.
+
+    A collection leaves alone what is young, so it counts as new from now on; with the lock, none is under way."""
+    with Lock(dataset.lock, shared=True):
+        if not path.exists() or (data is not None and path.read_bytes() != data): return False
+        if path.stat().st_uid != os.geteuid(): return False     # only its owner may let it count as new
+        touch(path)
+        fsync_dir(path.parent)                      # who put it there may have died before it was durable
+    return True
+
 def close_all(slots: Iterable[Slot]) -> None:
     "Close every one of `slots`, also if one of them cannot be removed; its error is raised at the end."
     with ExitStack() as stack:
@@ -156,8 +172,7 @@ def put_artifact(dataset: Dataset, path: Path, data: bytes, *, mend: bool = Fals
 
     `mend`: if what is there is not `data`, it was damaged, and is written again."""
     with disk_errors(path):
-        if path.exists() and not (mend and path.read_bytes() != data):
-            return fsync_dir(path.parent)       # who put it there may have died before it was durable
+        if path.exists() and _is_kept(dataset, path, data if mend else None): return
         with Slot(dataset, ".part") as slot:
             create(slot.path, data)
             make_dirs(path.parent)

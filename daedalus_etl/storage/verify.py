@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 import polars as pl
-from ..core.errors import CorruptFileError, InputNotFoundError, PartitionError
+from ..core.errors import ConflictError, CorruptFileError, InputNotFoundError, PartitionError
 from ..core.state import state_hash
 from . import disk
-from .commit import META, Dataset, look, read_footer
+from .commit import META, Dataset, in_use_since, look, read_footer
 from .disk import Lock, file_sha256
-from .journal import Change, commit, open_datasets
+from .journal import Change, commit, journals, open_datasets
 from .lineage import read_record, record_path
 from .partitions import Partition, is_delta
 
@@ -111,9 +111,12 @@ def gc(lake: str | os.PathLike, *, vanished: bool = False, min_age_s: float = MI
         for dataset in sets if not dry_run else ():
             disk.make_dirs(dataset.meta)
             held.enter_context(Lock(dataset.lock, stays=True).acquire())
+        if not dry_run and journals(lake):
+            raise ConflictError("a commit was begun and is not finished", path=lake, fix="Run again.")
+        until = min([time.time() - min_age_s, *(t for d in sets if (t := in_use_since(d)) is not None)])
         files = [f for dataset in sets for f in data_files(dataset)]
         for path, why in _unneeded(sets, files):
-            if time.time() - path.stat().st_mtime < min_age_s: continue
+            if path.stat().st_mtime >= until: continue
             removed.append((path, path.stat().st_size, why))
             if not dry_run: disk.remove(path)
     return pl.DataFrame([(os.path.relpath(p, lake), n, why) for p, n, why in removed], orient="row",
