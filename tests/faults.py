@@ -117,7 +117,7 @@ def partitions(lake: Path) -> dict[str, dict[str, str]]:
     "What readers see: by the folder of a partition, its files with their sums."
     found: dict[str, dict[str, str]] = {}
     for path, total in tree(lake).items():
-        if path.startswith(".daedalus/"): continue
+        if path.startswith(".daedalus"): continue        # the doctor's folders lie beside it
         folder, _, name = path.rpartition("/")
         found.setdefault(folder, {})[name] = total
     return found

@@ -18,6 +18,7 @@ from daedalus_etl.storage import commit as committing
 from daedalus_etl.storage import disk
 from daedalus_etl.storage import verify as verifying
 from daedalus_etl.storage.commit import look
+from daedalus_etl.storage.doctor import check, probe_folder
 from daedalus_etl.storage.journal import Change, commit, journals, recover, survey_dataset, sweep
 from daedalus_etl.storage.modes import fresh_name
 from daedalus_etl.storage.verify import gc
@@ -337,3 +338,17 @@ def test_nothing_is_collected_while_a_commit_is_unfinished(data, monkeypatch):
     monkeypatch.setattr(verifying, "open_datasets", lambda sets: None)       # it dies right after we have recovered
     with pytest.raises(ConflictError, match="not finished"): gc(data.lake)
     assert path.exists()
+
+
+def test_what_a_killed_probe_left_is_removed_by_the_next(tmp_path):
+    check(tmp_path)                 # this device is known to be good: the next check tries nothing
+    code = "import sys, os\nfrom daedalus_etl.storage.doctor import check, probe_folder\n" \
+           "with probe_folder(sys.argv[1]) as f:\n    (f / 'old').write_bytes(b'x')\n    os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    (left,) = tmp_path.iterdir()
+    with probe_folder(tmp_path) as mine, probe_folder(tmp_path) as another:
+        assert mine.exists() and another.exists() and not left.exists()
+    assert list(tmp_path.iterdir()) == []
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    check(tmp_path)
+    assert list(tmp_path.iterdir()) == []

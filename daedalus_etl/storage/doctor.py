@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 import polars as pl
@@ -49,10 +51,24 @@ def probe_folder(path: str | os.PathLike) -> Iterator[Path]:
     "A folder of our own on the filesystem of `path`, beside the data and not among it; it is removed again."
     near = nearest(path)
     home = near / META if (near / META).is_dir() else near
-    folder = Path(disk.syscall(tempfile.mkdtemp, prefix=".daedalus-doctor-", dir=home))
+    _sweep(home)
+    folder = Path(disk.syscall(tempfile.mkdtemp, prefix=f"{_OURS}{os.getpid()}-", dir=home))
     try: yield folder
     finally:
         with disk.disk_errors(folder): _clear(folder)
+
+_OURS = f".daedalus-doctor-{sha256(platform.node().encode()).hexdigest()[:8]}-"      # probes by this machine
+
+def _sweep(home: Path) -> None:
+    for left in home.glob(f"{_OURS}*"):
+        if _is_dead(left): _clear(left)
+
+def _is_dead(probe: Path) -> bool:
+    "Whether the process that made the folder was killed; not told by a lock, for whether locks work is the question."
+    try: os.kill(int(probe.name.removeprefix(_OURS).partition("-")[0]), 0)
+    except ProcessLookupError: return True
+    except PermissionError: return False
+    return False
 
 def _clear(folder: Path) -> None:
     "Remove the folder by calls of its own: what a probe found broken must not keep it here."
@@ -294,7 +310,7 @@ def check(path: str | os.PathLike) -> None:
     near = nearest(path)
     with disk.disk_errors(near):
         device = disk.syscall(os.stat, near).st_dev
-        if device in _CHECKED: return
+        if device in _CHECKED: return _sweep(near)
         with probe_folder(near) as folder:
             probes = REQUIRED | {"locks": (_locks_here, REQUIRED["locks"][1])}
             bad = [f for f in _tried(folder, probes) if not f.ok]
