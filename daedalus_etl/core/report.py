@@ -32,7 +32,9 @@ class UnitReport:
     state: str | None = None           # hash of the state at the partition's end
     error: BaseException | None = None
 
-    def __post_init__(self): self.reason = redact(self.reason)
+    def __post_init__(self):
+        # of what is up to date there is nothing to tell, and there may be ten thousand of it
+        if self.status != "done": self.reason = redact(self.reason)
 
 # %% ../../nbs/40_run/00_report.ipynb #84ccb209
 @dataclass
