@@ -16,6 +16,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 from .config import FeatureConfig, FilterSpec, TransformConfig
 from .errors import TransformError, did_you_mean
+from .render import md_settings
 from .state import dump_state, load_state
 if TYPE_CHECKING: import polars as pl
 
@@ -34,17 +35,19 @@ class Notes:
 @dataclass(frozen=True)
 class TransformContext:
     "What a transform may know of the run that it is part of."
-    feature_config: FeatureConfig = field(default_factory=FeatureConfig)
-    execution_id: str = "interactive"
-    filter_spec: FilterSpec | None = None
+    feature_config: FeatureConfig = field(default_factory=FeatureConfig)   # overrides of the stream's symbol applied
+    execution_id: str = "interactive"                            # the same for all units of a run
+    filter_spec: FilterSpec | None = None                        # what the run was asked for
     stream: tuple[str, str] | None = None                        # (exchange, symbol) if the inputs hold just that one
     partition: Any = None                                        # the partition that the inputs are, if they are one
     has_past: bool = False                                       # the stream has a partition before it
     until: datetime | None = None                                # where the next partition begins; None for the last
     lookahead: Mapping[str, Any] = field(default_factory=dict)   # by input: iterators over later partitions' rows
-    limit_rows: int | None = None
-    dry_run: bool = False
-    notes: Notes = field(default_factory=Notes)
+    limit_rows: int | None = None                                # rows that are still to be taken; None: all
+    dry_run: bool = False                                        # only plan
+    notes: Notes = field(default_factory=Notes)                  # filled by the transform, for the report
+
+    def _repr_markdown_(self) -> str: return md_settings(self)
 
 # %% ../../nbs/00_core/09_base.ipynb #0150d118
 class BaseTransform(ABC):
@@ -162,14 +165,15 @@ class StatefulTransform(BaseTransform):
         return self.state.get(name, default)
 
     def update_state(self, name: str, value: Any) -> None:
-        "Remember `value` (scalar, text, 1-d numeric array, frame, or dict of these) as `name`."
+        "Remember `value` (scalar, text, 1-d numeric array, frame, dict of these) as `name`; others cannot be saved."
         self.state[name] = value
 
     def reset_state(self) -> None:
-        "Forget everything."
+        "Forget all that is remembered."
         self.state = {}
 
     def fork(self) -> StatefulTransform:
+        "An independent copy for one chain of partitions, which remembers nothing yet."
         other = super().fork()
         other.state = {}
         return other

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 import polars as pl
 from .enums import FeatureCategory
 from .errors import UnknownFeatureError, did_you_mean
+from .render import (
+    Markup, html, html_formula, html_table, listed, md, md_code, md_formula, md_table, searchable)
 
 # %% auto #0
-__all__ = ['Column', 'declare', 'declare_alias', 'aliases', 'channels', 'Catalogue', 'select', 'schema_of', 'asked_windows',
-           'table']
+__all__ = ['Column', 'declare', 'declare_alias', 'aliases', 'channels', 'declared', 'Catalogue', 'select', 'schema_of',
+           'asked_windows', 'table', 'md_catalogue', 'html_catalogue']
 
 # %% ../../nbs/00_core/05_catalog.ipynb #ed1ca7c5
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,26 @@ class Column:
         values = self.per(config) if callable(self.per) else getattr(config, self.per)
         return [replace(self, name=self.name.format(W=v), param=v) for v in values]
 
+    @property
+    def bounds(self) -> str:
+        "The closed range of possible values, `[0, ]` if it is open above; empty if it is open on both sides."
+        lo, hi = ("" if x is None else f"{x:g}" for x in (self.lo, self.hi))
+        return f"[{lo}, {hi}]" if lo or hi else ""
+
+    @property
+    def type_name(self) -> str:
+        "Name of the polars type, such as `Float64`."
+        return str(self.dtype() if isinstance(self.dtype, type) else self.dtype)
+
+    def _repr_markdown_(self) -> str:
+        per = f"one for each of `{self.per}`" if isinstance(self.per, str) else "one for each value of a parameter"
+        rows = [
+            ("definition", md_formula(self.formula)), ("unit", self.unit), ("type", self.type_name),
+            ("bounds", self.bounds), ("warm-up", f"{self.warmup} observations" if self.warmup > 1 else ""),
+            ("from", listed(self.inputs)), ("columns", Markup(per) if self.per and self.param is None else ""),
+            ("source", self.citation)]
+        return md_table((r for r in rows if r[1]), (md_code(self.name), f"{self.channel}, {self.category.value}"))
+
 # %% ../../nbs/00_core/05_catalog.ipynb #52d5c2c5
 _COLUMNS: dict[tuple[str, str], Column] = {}
 _ALIASES: dict[tuple[str, str], str] = {}
@@ -59,18 +81,26 @@ def channels() -> list[str]:
     "The channels that have declared columns, in order of declaration."
     return list(dict.fromkeys(channel for channel, _ in _COLUMNS))
 
+def declared(channel: str) -> list[Column]:
+    "The declarations of a channel as they were made, templates unfilled, in order."
+    return [c for (of, _), c in _COLUMNS.items() if of == channel]
+
 # %% ../../nbs/00_core/05_catalog.ipynb #f9b4f6ab
 class Catalogue(Mapping):
-    "The columns of one channel under one configuration, by name, in the order in which they are written."
+    """The columns of one channel under one configuration, by name, in the order in which they are written.
+
+    Raises `UnknownFeatureError` for a channel without columns, and for two declarations of one name."""
     def __init__(self, channel: str, config):
         self.channel, self.config, self._columns = channel, config, {}
+        self.families: dict[str, list[Column]] = {}      # by template: the columns that it stands for, at least one
         for c in _COLUMNS.values():
-            if c.channel == channel: self._add(c.bind(config))
+            if c.channel == channel and (bound := c.bind(config)): self._add(c.name, bound)
         if not self._columns:
             raise UnknownFeatureError(
                 f"no column is declared for channel {channel!r}", fix=did_you_mean(channel, channels()))
 
-    def _add(self, bound: list[Column]) -> None:
+    def _add(self, template: str, bound: list[Column]) -> None:
+        self.families[template] = bound
         for c in bound:
             if c.name in self._columns:
                 raise UnknownFeatureError(
@@ -80,9 +110,12 @@ class Catalogue(Mapping):
     def __getitem__(self, name: str) -> Column: return self._columns[self.resolve(name)]
     def __iter__(self): return iter(self._columns)
     def __len__(self) -> int: return len(self._columns)
+    def __repr__(self) -> str: return f"Catalogue({self.channel!r}, {len(self)} columns)"
+    def _repr_html_(self) -> str: return html_catalogue(self)
+    def _repr_markdown_(self) -> str: return md_catalogue(self)
 
     def resolve(self, name: str) -> str:
-        "The column's own name for `name`, which may be an alias; `UnknownFeatureError` names the nearest one."
+        "The column's own name for `name`, which may be an alias. Raises `UnknownFeatureError`, with the nearest name."
         own = _ALIASES.get((self.channel, name), name)
         if own not in self._columns:
             raise UnknownFeatureError(
@@ -92,7 +125,9 @@ class Catalogue(Mapping):
 
 # %% ../../nbs/00_core/05_catalog.ipynb #76c6a7b8
 def select(catalogue: Catalogue) -> list[Column]:
-    "The columns that the catalogue's configuration asks for: `features` if it names any, else `categories`."
+    """The columns that the catalogue's configuration asks for: `features` if it names any, else `categories`.
+
+    Raises `UnknownFeatureError` for a feature that the catalogue lacks."""
     config = catalogue.config
     if config.features:
         wanted = {catalogue.resolve(f) for f in config.features}
@@ -112,9 +147,44 @@ def asked_windows(names: Iterable[str]) -> set[int]:
 # %% ../../nbs/00_core/05_catalog.ipynb #c08a9b76
 def table(catalogue: Catalogue) -> pl.DataFrame:
     "One row per column: name, dtype, unit, category, warm-up, bounds, definition and source."
-    def bound(x): return "" if x is None else f"{x:g}"
     return pl.DataFrame([{
-        "column": c.name, "dtype": str(c.dtype() if isinstance(c.dtype, type) else c.dtype),
-        "unit": c.unit, "category": c.category.value, "warm-up": c.warmup,
-        "bounds": f"[{bound(c.lo)}, {bound(c.hi)}]" if (c.lo, c.hi) != (None, None) else "",
-        "definition": c.formula, "source": c.citation} for c in catalogue.values()])
+        "column": c.name, "dtype": c.type_name, "unit": c.unit, "category": c.category.value, "warm-up": c.warmup,
+        "bounds": c.bounds, "definition": c.formula, "source": c.citation} for c in catalogue.values()])
+
+# %% ../../nbs/00_core/05_catalog.ipynb #fca3fbbe
+_HEADER, _ALIGN = ("column", "unit", "category", "definition", "bounds", "warm-up", "source"), "lllllrl"
+
+def _params(family: list[Column]) -> str:
+    "The values that fill the template, a run of whole numbers by its ends; empty if there is no template."
+    values = [c.param for c in family if c.param is not None]
+    whole = len(values) > 3 and all(type(v) is int for v in values)
+    if whole and values == list(range(values[0], values[-1] + 1)): return f"{values[0]} … {values[-1]}"
+    return listed(values)
+
+def _cells(family: list[Column]) -> tuple:
+    c = family[0]
+    return c.bounds, str(c.warmup) if c.warmup > 1 else "", c.citation
+
+def _size(catalogue: Catalogue) -> str:
+    n, families = len(catalogue), len(catalogue.families)
+    return f"{n} columns" + (f" in {families} families" if families < n else "")
+
+def md_catalogue(catalogue: Catalogue) -> str:
+    "The catalogue's families as a Markdown table, definitions as LaTeX between dollars."
+    rows = []
+    for template, family in catalogue.families.items():
+        c, values = family[0], _params(family)
+        name = Markup(md_code(template) + (f"<br>W = {md(values)}" if values else ""))
+        rows.append((name, c.unit, c.category.value, md_formula(c.formula), *_cells(family)))
+    return f"**{md(catalogue.channel)}**: {_size(catalogue)}\n\n{md_table(rows, _HEADER, _ALIGN)}"
+
+def html_catalogue(catalogue: Catalogue) -> str:
+    "The catalogue's families as an HTML table with a box that searches it."
+    rows = []
+    for template, family in catalogue.families.items():
+        c, values = family[0], _params(family)
+        name = Markup(f"<code>{html(template)}</code>" + (f"<br><small>W = {html(values)}</small>" if values else ""))
+        rows.append((name, c.unit, c.category.value, html_formula(c.formula), *_cells(family)))
+    names = [" ".join(c.name for c in f) if f[0].param is not None else "" for f in catalogue.families.values()]
+    return searchable(
+        html_table(rows, _HEADER, _ALIGN, names), f"{catalogue.channel}, {_size(catalogue)}. Find:")

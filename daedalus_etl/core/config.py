@@ -29,7 +29,7 @@ def _as_text(value: Any) -> Any:
     return value.as_posix() if isinstance(value, PurePath) else value
 
 Place = Annotated[Text, BeforeValidator(_as_text)]  # local path or URL such as s3://bucket/lake
-Format = Annotated[DataFormat, Field(strict=False)]
+Format = Annotated[DataFormat, Field(strict=False)]  # a member of `DataFormat`, or its name
 
 # %% ../../nbs/00_core/03_config.ipynb #ea39fb63
 class ReadLimits(ConfigModel):
@@ -42,13 +42,13 @@ class ReadLimits(ConfigModel):
 class InputConfig(ConfigModel):
     "One input of a transform."
     name: Text  # key in the transform's inputs
-    path: Place
-    format: Format = DataFormat.PARQUET
+    path: Place  # folder or URL above the partitions
+    format: Format = DataFormat.PARQUET  # of the files
     extra: Literal['keep', 'ignore', 'forbid'] = 'keep'  # what to do with undeclared columns
     optional: bool = False  # the transform can do without
     channel: Text | None = None  # whose bronze schema it has: trades, orderbook, ticker; None: no schema is imposed
     quarantine_files: bool = False  # go on without a file that cannot be read; it is noted in the quarantine
-    limits: ReadLimits = ReadLimits()
+    limits: ReadLimits = ReadLimits()  # of each file
 
 # %% ../../nbs/00_core/03_config.ipynb #171fd452
 LEVELS = {CompressionCodec.ZSTD: range(1, 23), CompressionCodec.GZIP: range(10)}  # codecs that have levels
@@ -57,7 +57,7 @@ ROW_GROUP_SIZE = 131_072  # rows; 2^17 keeps a row group of 200 columns near 200
 
 class _Compressed(ConfigModel):
     "How Parquet files are written."
-    compression: Annotated[CompressionCodec, Field(strict=False)] = CompressionCodec.ZSTD
+    compression: Annotated[CompressionCodec, Field(strict=False)] = CompressionCodec.ZSTD  # of Parquet pages
     compression_level: int | None = DEFAULT_LEVEL  # zstd 1..22, gzip 0..9, null for the codec's own
     row_group_size: Positive = ROW_GROUP_SIZE  # rows
 
@@ -78,7 +78,7 @@ class _Compressed(ConfigModel):
 
 # %% ../../nbs/00_core/03_config.ipynb #e785f3ec
 TIER_FOLDERS = (DataTier.SILVER, DataTier.GOLD)  # bronze belongs to whoever captured it
-PARTITION_COLS = ('exchange', 'symbol', 'year', 'month', 'day')
+PARTITION_COLS = ('exchange', 'symbol', 'year', 'month', 'day')  # outermost folder first
 
 def split_lake(path: str) -> tuple[str, str]:
     "`(lake, dataset)` of an output path: the dataset starts at the last silver or gold folder, else is the last one."
@@ -98,11 +98,11 @@ class OutputConfig(_Compressed):
     "One output of a transform: a Hive-partitioned dataset."
     name: Text  # key in the transform's outputs
     path: Place  # <lake>/<dataset>
-    format: Format = DataFormat.PARQUET
+    format: Format = DataFormat.PARQUET  # or delta
     partition_cols: Annotated[tuple[Text, ...], Field(strict=False)] = PARTITION_COLS  # outermost folder first
-    mode: Annotated[WriteMode, Field(strict=False)] = WriteMode.OVERWRITE_PARTITION
+    mode: Annotated[WriteMode, Field(strict=False)] = WriteMode.OVERWRITE_PARTITION  # what becomes of present rows
     key_cols: Annotated[tuple[Text, ...], Field(strict=False)] = ()  # of merge; none: trade_id, or capture_ts and nonce
-    tier: Annotated[DataTier, Field(strict=False)] | None = None
+    tier: Annotated[DataTier, Field(strict=False)] | None = None  # for people; nothing depends on it
 
     @model_validator(mode='after')
     def _has_dataset(self):
@@ -125,11 +125,11 @@ class OutputConfig(_Compressed):
 # %% ../../nbs/00_core/03_config.ipynb #1ed13790
 class TransformConfig(ConfigModel):
     "What a transform is called, reads and writes."
-    name: Text
-    description: str = ''
-    inputs: dict[str, InputConfig]
-    outputs: dict[str, OutputConfig]
-    mode: Annotated[ProcessingMode, Field(strict=False)] = ProcessingMode.BATCH
+    name: Text  # of the transform, in reports and in footers
+    description: str = ''  # for people
+    inputs: dict[str, InputConfig]  # by name; the first decides on the units
+    outputs: dict[str, OutputConfig]  # by name
+    mode: Annotated[ProcessingMode, Field(strict=False)] = ProcessingMode.BATCH  # how input arrives
     atomic: Literal['partition', 'run'] = 'partition'  # what becomes visible at once: each unit, or the whole run
 
     @model_validator(mode='after')
@@ -150,11 +150,11 @@ class StorageConfig(_Compressed):
 
 class DaedalusConfig(ConfigModel):
     "A whole configuration file."
-    features: FeatureConfig = Field(default_factory=FeatureConfig)
-    storage: StorageConfig = Field(default_factory=StorageConfig)
+    features: FeatureConfig = Field(default_factory=FeatureConfig)  # what is computed
+    storage: StorageConfig = Field(default_factory=StorageConfig)  # where it lies, how it is written
 
 # %% ../../nbs/00_core/03_config.ipynb #5113462d
-CONFIG_VARIABLE = 'DAEDALUS_CONFIG'
+CONFIG_VARIABLE = 'DAEDALUS_CONFIG'  # environment variable with the path of the configuration file
 CONFIG_FILE = 'config/config.yaml'  # below the working directory
 
 def load_config(path: str | os.PathLike | None = None) -> DaedalusConfig:

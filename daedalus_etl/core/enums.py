@@ -30,7 +30,7 @@ class DataTier(Word):
 
 # %% ../../nbs/00_core/01_enums.ipynb #9aad6da3
 class DataFormat(Word):
-    "File formats."
+    "Formats of the files of a dataset, and Delta tables."
     PARQUET = auto()
     NDJSON = auto()  # one JSON object per line
     CSV = auto()

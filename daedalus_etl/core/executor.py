@@ -54,9 +54,14 @@ class Run:
     stop: Event = field(default_factory=Event)      # set when the run is interrupted: no further unit is begun
 
     @cached_property
-    def code(self) -> str: return self.transform.code_version()
+    def code(self) -> str:
+        "Hash (hex) of the code behind the outputs, found once."
+        return self.transform.code_version()
+
     @property
-    def limited(self) -> bool: return self.limit is not None
+    def limited(self) -> bool:
+        "Whether only so many rows are taken, and written to scratch."
+        return self.limit is not None
 
     @property
     def at_once(self) -> bool:
@@ -230,7 +235,7 @@ class TransformExecutor:
 
     @classmethod
     def from_config(cls, config: DaedalusConfig, **kwargs) -> TransformExecutor:
-        "An executor with the feature parameters of `config` (see `load_config`)."
+        "An executor with the feature parameters of `config` (see `load_config`); `kwargs` as in the class."
         return cls(config.features, **kwargs)
 
     def execute(self, transform: BaseTransform, filter_spec: FilterSpec | None = None,
@@ -270,7 +275,7 @@ class TransformExecutor:
         return _raise_first(report)
 
     def plan(self, transform: BaseTransform, filter_spec: FilterSpec | None = None, **kwargs) -> RunReport:
-        "What `execute` would do, without doing it."
+        "What `execute` would do, without doing it: its report with `dry_run` set. Takes the keywords of `execute`."
         return self.execute(transform, filter_spec, dry_run=True, **kwargs)
 
     def _run(self, run: Run, chains: list[Chain]) -> list[UnitReport]:
@@ -296,7 +301,7 @@ def _gathered(futures: list[Future]) -> list[UnitReport]:
         for f in done: f.result()
     return [r for f in futures for r in f.result()]
 
-POLL_S = 0.2
+POLL_S = 0.2        # between two looks at whether a signal came
 
 def check_outputs_disk(transform: BaseTransform) -> None:
     "`StorageError` if the filesystem of a new lake lacks what commits rely on; tried out before the first of them."

@@ -26,7 +26,7 @@ BarType = Literal['tick', 'volume', 'dollar', 'tick_imbalance', 'volume_imbalanc
 
 class BarSpec(ConfigModel):
     "One clock for trade bars other than time."
-    type: BarType
+    type: BarType  # what is counted up to the threshold
     threshold: Number  # tick: trades; volume: base; dollar: quote; cusum: log return
     adaptive: bool = False  # imbalance and runs only: expect the threshold from earlier bars
 
@@ -42,6 +42,7 @@ class BarSpec(ConfigModel):
         return f'{self.type}-{self.threshold}'
 
 # %% ../../nbs/00_core/02c_feature_config.ipynb #fd0431cd
+# microseconds in each unit of a duration
 UNITS_US = {'us': 1, 'ms': 1_000, 's': 1_000_000, 'm': 60_000_000, 'h': 3_600_000_000, 'd': 86_400_000_000}
 
 def duration_us(text: str) -> int:
@@ -75,16 +76,17 @@ def _bars(values: tuple) -> tuple:
         if labels.count(label) > 1: raise ValueError(f'the bars {label!r} are declared twice')
     return tuple(sorted(values, key=lambda b: (b.type, b.threshold)))
 
-Category = Annotated[FeatureCategory, Field(strict=False)]
-Categories = Annotated[frozenset[Category], Field(strict=False), AfterValidator(_same_order)]
-Bars = Annotated[tuple[BarSpec, ...], Field(strict=False), AfterValidator(_bars)]
-Frequency = Annotated[str | None, PlainValidator(_duration)]
-Columns = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_distinct)]
+Category = Annotated[FeatureCategory, Field(strict=False)]  # a member, or its name
+Categories = Annotated[frozenset[Category], Field(strict=False), AfterValidator(_same_order)]  # walked in one order
+Bars = Annotated[tuple[BarSpec, ...], Field(strict=False), AfterValidator(_bars)]  # sorted, none twice
+Frequency = Annotated[str | None, PlainValidator(_duration)]  # what `duration_us` reads
+Columns = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_distinct)]  # as given, repeats dropped
 
 # %% ../../nbs/00_core/02c_feature_config.ipynb #2dc11d3f
 class _Parameters(ConfigModel):
     "The fields of a feature configuration; the rules between them are added below."
-    categories: Categories = frozenset({FeatureCategory.STRUCTURAL, FeatureCategory.DYNAMIC, FeatureCategory.ROLLING})
+    categories: Categories = frozenset({  # kinds of columns to write
+        FeatureCategory.STRUCTURAL, FeatureCategory.DYNAMIC, FeatureCategory.ROLLING})
     features: Columns = ()  # explicit output columns; if given, they replace categories
     # order book
     depth_levels: Positive = 20  # levels per side
@@ -99,26 +101,26 @@ class _Parameters(ConfigModel):
     ofi_decay_alpha: Annotated[float, Field(ge=0.0)] = 0.5  # weight exp(-alpha i) of level i
     ofi_per_level: bool = False  # write ofi_L{i} as well
     # windows
-    rolling_windows: Positives = (5, 15, 60, 300, 900)  # s
+    rolling_windows: Positives = (5, 15, 60, 300, 900)  # s, lengths of the trailing windows
     max_gap_s: Positive = 300  # a longer silence starts a new segment
     dedup_window_s: Positive = 900  # a trade_id is remembered for so long
     # price impact
-    kyle_lambda_window: Positive = 300  # s
+    kyle_lambda_window: Positive = 300  # s, the past that the regression is over
     kyle_interval_s: Positive = 1  # s, length of one observation
     # VPIN
-    enable_vpin: bool = True
-    vpin_bucket_size: Annotated[float | Literal['auto'], PlainValidator(_bucket)] = 1.0  # base
+    enable_vpin: bool = True  # compute the vpin columns
+    vpin_bucket_size: Annotated[float | Literal['auto'], PlainValidator(_bucket)] = 1.0  # base, volume of a bucket
     vpin_window_buckets: Positive = 50  # complete buckets in the mean
     # spread regime
     use_dynamic_spread_regime: bool = True  # by percentile of the recent past; else by the bps thresholds
-    spread_regime_window: Positive = 300  # s
-    spread_tight_percentile: Share = 0.2
-    spread_wide_percentile: Share = 0.8
-    spread_tight_threshold_bps: Annotated[float, Field(ge=0.0)] = 5.0
-    spread_wide_threshold_bps: Annotated[float, Field(ge=0.0)] = 20.0
+    spread_regime_window: Positive = 300  # s, the recent past
+    spread_tight_percentile: Share = 0.2  # a spread up to it is tight
+    spread_wide_percentile: Share = 0.8  # a spread from it on is wide
+    spread_tight_threshold_bps: Annotated[float, Field(ge=0.0)] = 5.0  # a spread up to it is tight
+    spread_wide_threshold_bps: Annotated[float, Field(ge=0.0)] = 20.0  # a spread from it on is wide
     # bars
-    bar_durations: Positives = (60, 300, 900, 3600)  # s
-    bars: Bars = ()  # further clocks
+    bar_durations: Positives = (60, 300, 900, 3600)  # s, lengths of time bars
+    bars: Bars = ()  # further clocks: ticks, volume, ...
     fill_empty: bool = False  # write bars without an observation
     # rows
     clock: Literal['capture_ts', 'timestamp'] = 'capture_ts'  # when we knew it, or when the exchange says it happened

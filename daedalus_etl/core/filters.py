@@ -67,8 +67,8 @@ def _day(value: Any) -> dt.date | None:
     try: return dt.date.fromisoformat(value)
     except (TypeError, ValueError): raise ValueError(f'found {value!r}; expected a day such as 2025-12-01') from None
 
-Names = Annotated[str | tuple[str, ...] | None, _one_or_many(_name)]
-Day = Annotated[dt.date | None, PlainValidator(_day)]
+Names = Annotated[str | tuple[str, ...] | None, _one_or_many(_name)]  # a name or several; None for all
+Day = Annotated[dt.date | None, PlainValidator(_day)]  # a UTC day: a date or ISO text
 
 def _many(value: Any) -> tuple:
     return value if isinstance(value, tuple) else (value,)
@@ -80,10 +80,10 @@ class _Selection(ConfigModel):
     "The fields of a filter. What they do on folders and on rows is added below, one class for each."
     exchange: Names = None  # exact name or names
     symbol: Names = None  # exact or sanitised spelling
-    year: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(FIRST_YEAR, LAST_YEAR))] = None
-    month: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(1, 12))] = None
-    day: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(1, 31))] = None
-    hour: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(0, 23))] = None
+    year: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(FIRST_YEAR, LAST_YEAR))] = None  # one or several
+    month: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(1, 12))] = None  # one or several
+    day: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(1, 31))] = None  # one or several
+    hour: Annotated[int | tuple[int, ...] | None, _one_or_many(_number(0, 23))] = None  # one or several
     start_date: Day = None  # first UTC day, a date or ISO text
     end_date: Day = None  # last UTC day, included
     normalize_quotes: bool = False  # let a symbol match its whole USD class

@@ -12,7 +12,7 @@ from polars.io.plugins import register_io_source
 __all__ = ['Batches', 'lazy_source']
 
 # %% ../../nbs/00_core/06_lazy.ipynb #a98f8577
-Batches = Callable[[list[str]], Iterator[pl.DataFrame]]
+Batches = Callable[[list[str]], Iterator[pl.DataFrame]]  # from the wanted columns to frames with these at least
 
 def lazy_source(schema: dict[str, pl.DataType], batches: Batches) -> pl.LazyFrame:
     "A LazyFrame of `schema` whose rows `batches(columns)` yields, piece by piece, each time the frame is run."

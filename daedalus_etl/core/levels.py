@@ -13,8 +13,8 @@ __all__ = ['LEVELS', 'EXACT_INT', 'Way', 'SMALL_INTS', 'TEXT_TYPES', 'parse_numb
 LEVELS = pl.List(pl.Struct({"price": pl.Float64, "size": pl.Float64}))  # one side of a book, best first
 EXACT_INT = 2**53  # largest magnitude up to which every integer is a Float64
 Way = tuple[pl.Expr, pl.Expr | None] | None  # expression and test; None: there is no lossless way
-SMALL_INTS = (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32)
-TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
+SMALL_INTS = (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32)  # each a Float64 exactly
+TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)  # read as numbers by `parse_number`
 
 def parse_number(text: pl.Expr) -> pl.Expr:
     "Text to Float64: empty is null, what is no number becomes NaN, which the row rules then find."

@@ -14,6 +14,8 @@ from operator import getitem
 from typing import Annotated, Any, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from .errors import ConfigError, did_you_mean, explain
+from .redact import redact
+from .render import md_settings
 from .yaml import YamlDict
 
 # %% ../../nbs/00_core/02a_model.ipynb #6edbdfb6
@@ -84,16 +86,19 @@ class ConfigModel(BaseModel, metaclass=_Translating):
 
     @classmethod
     def model_validate(cls, obj: Any, **kwargs) -> Self:
-        "The model from a dictionary or an instance, as pydantic has it, with our error."
+        "The model from a dictionary or an instance, as pydantic has it. Raises `ConfigError`, a line for each fault."
         try: return super().model_validate(obj, **kwargs)
         except ValidationError as e: raise config_error(e, cls) from None
 
     @classmethod
     def from_mapping(cls, content: Mapping, source: YamlDict | None = None) -> Self:
-        "The model from a dictionary; with `source`, the file that it was read from, errors name file and line."
+        "The model from a dictionary. Raises `ConfigError`, with file and line if `source`, what was read, has them."
         if source is None and isinstance(content, YamlDict): source = content
         try: return super().model_validate(dict(content))
         except ValidationError as e: raise config_error(e, cls, source) from None
+
+    def __repr_str__(self, join_str: str) -> str: return redact(super().__repr_str__(join_str))
+    def _repr_markdown_(self) -> str: return md_settings(self)
 
 # %% ../../nbs/00_core/02a_model.ipynb #8240b4dd
 def plain_number(value: float) -> int | float:
@@ -104,8 +109,8 @@ def _ascending(values: tuple) -> tuple:
     return tuple(sorted(set(values)))
 
 Positive = Annotated[int, Field(ge=1)]  # a count, or a duration in the unit that the field names
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]  # a part of 1, not a percentage
 Number = Annotated[float, Field(gt=0.0), AfterValidator(plain_number)]  # above 0; whole numbers become int
 Positives = Annotated[tuple[Positive, ...], Field(strict=False), AfterValidator(_ascending)]  # sorted, unique
 Numbers = Annotated[tuple[Number, ...], Field(strict=False), AfterValidator(_ascending)]  # sorted, unique
-Text = Annotated[str, Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]  # not empty

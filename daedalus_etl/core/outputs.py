@@ -34,12 +34,14 @@ class Present:
         return next(iter(self.footers.values())) if self.footers and len(self.footers) == 1 else None
 
     @property
-    def strangers(self) -> list[str]: return sorted(n for n in self.seen.names if not n.startswith("part-"))
+    def strangers(self) -> list[str]:
+        "Names of files that are not ours, sorted."
+        return sorted(n for n in self.seen.names if not n.startswith("part-"))
 
 # %% ../../nbs/40_run/00a_outputs.ipynb #b7f59c61
 @dataclass(frozen=True)
 class Target:
-    "An output dataset in its mode."
+    "An output dataset in its mode: what it holds, whether it may be written, and how."
     dataset: Dataset
     output: OutputConfig
     mode: WriteMode
@@ -66,7 +68,9 @@ class Target:
 
     def stage(self, partition: Partition, frame: pl.LazyFrame, present: Present,
               footer: Callable[[], Mapping[str, str]]) -> Staged:
-        "Write the rows that the partition will hold, or gain, to the stage."
+        """Write the rows that the partition will hold, or gain, to the stage; `footer` is called after the last row.
+
+        Raises `ConflictError` if rows to merge into are replaced meanwhile, `StorageError` if the disk refuses."""
         staged = stage(self.dataset, frame, self.output, footer)
         if self.mode is WriteMode.MERGE and present.footers: staged = self._merged(partition, staged, present)
         if self.mode is not WriteMode.APPEND: return replace(staged, name=fresh_name(present.seen))
@@ -115,7 +119,9 @@ def check_room(targets: Iterable[Target], present: Iterable[Present]) -> None:
 class DeltaTarget(Target):
     "An output that is a Delta table: a partition is replaced by one commit of the table, facts included."
     @property
-    def table(self) -> DeltaDataset: return DeltaDataset(self.dataset)
+    def table(self) -> DeltaDataset:
+        "The table that the dataset is."
+        return DeltaDataset(self.dataset)
 
     def present(self, partition: Partition) -> Present:
         "What the latest version of the table says of `partition`."

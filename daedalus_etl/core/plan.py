@@ -14,6 +14,7 @@ from .base import BaseTransform
 from .config import FeatureConfig, FilterSpec, InputConfig, TransformConfig
 from .errors import EmptyMatchError, InputChangedError, InputNotFoundError
 from .outputs import Present, Target
+from .render import md, md_code, md_table
 from ..storage.partitions import Partition, PartitionFiles, discover, is_delta
 from ..storage.state import StateKey
 
@@ -30,6 +31,18 @@ class Unit:
     empty: tuple[str, ...] = ()                                                        # inputs that hold nothing for it
     previous: Partition | None = None                                                  # the input's partition before
     following: Mapping[str, tuple[PartitionFiles, ...]] = field(default_factory=dict)  # by input: later ones to look at
+
+    def __repr__(self) -> str:
+        read = ", ".join(f"{n}: {len(pf.files)}" for n, pf in self.inputs.items())
+        return f"Unit({self.partition.path!r}, files of {read})"
+
+    def _repr_markdown_(self) -> str:
+        rows = [(md_code(n), len(pf.files), f"{pf.size:,}", len(self.following.get(n, ())))
+                for n, pf in self.inputs.items()]
+        rows += [(md_code(n), "none", "", "") for n in self.empty]
+        past = f"after {self.previous}" if self.previous is not None else "the first of its stream"
+        table = md_table(rows, ("input", "files", "bytes", "later partitions to look at"), "lrrr")
+        return f"**{md(self.partition)}**, {md(past)}\n\n{table}"
 
 def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead_s: float | None = None,
                gathered: Collection[str] = ()) -> list[list[Unit]]:
@@ -112,7 +125,7 @@ def _following(chain: list[PartitionFiles], i: int, lookahead_s: float) -> tuple
 def _digest(*parts: str) -> str: return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 def input_fingerprint(unit: Unit) -> str:
-    "Hash over the files of all inputs and of the later partitions that the unit looks at."
+    "Hash (SHA-256, hex) over the files of all inputs and of the later partitions that the unit looks at."
     ahead = [f"{n}+:{pf.fingerprint}" for n, after in sorted(unit.following.items()) for pf in after]
     return _digest(*(f"{n}:{pf.fingerprint}" for n, pf in sorted(unit.inputs.items())), *ahead)
 
@@ -122,7 +135,7 @@ class Recipe:
     state_key: StateKey
 
     def key(self, unit: Unit, parent: str) -> str:
-        "The key of the unit's result; `parent` is the hash of the state before it, `none` or `cold`."
+        "The key (SHA-256, hex) of the unit's result; `parent` is the hash of the state before it, `none` or `cold`."
         return _digest(input_fingerprint(unit), parent, self.state_key.config, self.state_key.code)
 
 NO_PAST = "none"           # parent of a stream's first partition

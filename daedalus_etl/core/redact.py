@@ -10,11 +10,11 @@ import os
 import re
 
 # %% ../../nbs/00_core/00a_redact.ipynb #e690f324
-HIDDEN = '***'
+HIDDEN = '***'  # what stands in the place of a secret
 MIN_SECRET = 6  # characters; shorter values of variables would blot out ordinary words
 _NAME = (r'(?:[\w.-]*(?:secret|passw(?:or)?d|token|credential|api_?key|access_?key|account_?key|private_?key'
          r'|connection_?string)[\w.-]*|pwd|sig|x-amz-(?:signature|credential))')
-SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+SECRET_NAME = re.compile(_NAME, re.IGNORECASE)  # names of settings and variables that hold secrets
 PATTERNS = [  # (pattern, what stands in its place)
     (re.compile(r'\b(?:AKIA|ASIA)[0-9A-Z]{16}\b'), HIDDEN),
     (re.compile(r'(\b[a-z][a-z0-9+.-]*://)[^\s/@\'"]+@', re.IGNORECASE), rf'\1{HIDDEN}@'),
@@ -25,7 +25,8 @@ PATTERNS = [  # (pattern, what stands in its place)
 
 def _known() -> list[str]:
     "Values of environment variables with the name of a secret, long ones first."
-    found = {v for k, v in os.environ.items() if len(v) >= MIN_SECRET and SECRET_NAME.fullmatch(k)}
+    found = {v for k, v in os.environ.items()      # PWD is the shell's working directory, part of many paths
+             if len(v) >= MIN_SECRET and k != 'PWD' and SECRET_NAME.fullmatch(k)}
     return sorted(found, key=len, reverse=True)
 
 def redact(text: str) -> str:

@@ -4,16 +4,20 @@
 
 # %% ../../nbs/40_run/00_report.ipynb #41310749
 from __future__ import annotations
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 import polars as pl
 from .redact import redact
+from .render import (
+    MAX_CELL, Markup, block, clip, fold, html, html_table, md, md_code, md_table)
 
 # %% auto #0
-__all__ = ['Status', 'SHOWN', 'UnitReport', 'RunReport', 'summary']
+__all__ = ['Status', 'SHOWN', 'WHOLE', 'FOLDED', 'UnitReport', 'RunReport', 'summary', 'html_summary']
 
 # %% ../../nbs/40_run/00_report.ipynb #3127cec5
+# to compute: new, changed, stale; not to be touched: done, conflict; after a run: written, failed, skipped, vanished
 Status = Literal["new", "changed", "stale", "done", "written", "failed", "skipped", "conflict", "vanished"]
 
 @dataclass
@@ -59,7 +63,7 @@ class RunReport:
 
     @property
     def write_stats(self) -> dict[str, dict[str, Any]]:
-        "Rows, bytes and files written per output, and per dataset where an output has several."
+        "Rows, bytes, files and folder (`path`) written per output, and per dataset where an output has several."
         stats: dict[str, dict[str, Any]] = {}
         for name, path in self.targets.items():
             for key in dict.fromkeys((name.split("/")[0], name)):
@@ -70,12 +74,12 @@ class RunReport:
         return stats
 
     def totals(self) -> dict[str, int]:
-        "Rows read, repeats dropped, rows quarantined, and units by status."
+        "Rows read, repeats dropped, rows out of order, rows quarantined, and the number of units in each status."
         names, status = ("rows_in", "duplicates", "disordered", "quarantined"), [u.status for u in self.units]
         return {k: sum(getattr(u, k) for u in self.units) for k in names} | {s: status.count(s) for s in status}
 
     def to_frame(self) -> pl.DataFrame:
-        "One row per unit."
+        "One row per unit: partition, status, rows in and out, MB (10^6 bytes), seconds, rows noticed, reason."
         return pl.DataFrame([{
             "partition": u.partition, "status": u.status, "rows in": u.rows_in, "rows out": sum(u.rows.values()),
             "MB": round(sum(u.bytes.values()) / 1e6, 2), "seconds": round(u.seconds, 2), "duplicates": u.duplicates,
@@ -88,26 +92,84 @@ class RunReport:
     def __iter__(self) -> Iterator[str]: return iter(self.keys())
 
     def keys(self) -> tuple[str, ...]:
+        "What can be asked for in brackets."
         return ("transform", "execution_id", "dry_run", "success", "targets", "units", "write_stats", "seconds")
 
+    def __repr__(self) -> str:
+        return f"RunReport({self.transform!r}{', dry_run=True' if self.dry_run else ''}: {_states(self)})"
+
     def _repr_markdown_(self) -> str: return summary(self)
+    def _repr_html_(self) -> str: return html_summary(self)
 
 # %% ../../nbs/40_run/00_report.ipynb #c3c4b917
 SHOWN = 20                # units listed in a summary; the rest are counted
+WHOLE = 600               # characters of a reason in that list: the message of an error says what to do
+FOLDED = 150              # further ones that the HTML form lists on demand
+# those that need a look first
+_ORDER = ("failed", "conflict", "skipped", "vanished", "stale", "changed", "new", "written", "done")
+
+def _states(report: RunReport) -> str:
+    count = Counter(u.status for u in report.units)
+    return ", ".join(f"{count[s]:,} {s}" for s in _ORDER if s in count) or "no partition"
+
+def _busy(report: RunReport) -> list[UnitReport]:
+    "Units that were touched, or are to be, those that need a look first."
+    return sorted((u for u in report.units if u.status != "done"), key=lambda u: _ORDER.index(u.status))
+
+def _head(report: RunReport) -> tuple[str, str]:
+    "Name of the transform, and what is said of the run in one line."
+    if report.dry_run: return report.transform, f"plan, nothing is computed. {_states(report)}"
+    t = report.totals()
+    rows = [f"{t['rows_in']:,} rows in", *(f"{t[k]:,} {word}" for k, word in _NOTICED.items() if t[k])]
+    return report.transform, f"{_states(report)}; {', '.join(rows)}; {report.seconds:.1f} s"
+
+_NOTICED = {"duplicates": "repeats dropped", "disordered": "out of order", "quarantined": "quarantined"}
+
+def _columns(report: RunReport) -> tuple[tuple, str]:
+    "Header and alignment of the table of units."
+    if report.dry_run: return ("partition", "status", "why"), "lll"
+    return ("partition", "status", "rows in", "rows out", "MB", "s", "why"), "llrrrrl"
+
+def _cells(report: RunReport, unit: UnitReport, size: int = MAX_CELL) -> tuple:
+    first, last = (clip(unit.partition), unit.status), (clip(unit.reason, size),)
+    if report.dry_run: return *first, *last
+    out, size = sum(unit.rows.values()), sum(unit.bytes.values()) / 1e6
+    return *first, f"{unit.rows_in:,}", f"{out:,}", f"{size:.2f}", f"{unit.seconds:.2f}", *last
+
+def _reasons(units: list[UnitReport]) -> list[tuple]:
+    "Status, number and reason of the units, what needs a look first; only if there are too many to list them."
+    if len(units) <= SHOWN: return []
+    count = Counter((u.status, clip(u.reason)) for u in units).most_common()      # equals stay in this order
+    found = sorted(count, key=lambda c: _ORDER.index(c[0][0]))
+    rows = [(status, f"{n:,}", why) for (status, why), n in found[:SHOWN]]
+    rest = sum(n for _, n in found[SHOWN:])
+    return [*rows, ("", f"{rest:,}", "other reasons")] if rest else rows
+
+_WHY = ("status", "partitions", "why"), "lrl"
 
 def summary(report: RunReport) -> str:
-    "The report as a Markdown table, units that were not touched last and in one line."
-    t = report.totals()
-    busy = [u for u in report.units if u.status != "done"]
-    order = ("new", "changed", "stale", "conflict", "written", "failed", "skipped", "vanished", "done")
-    states = ", ".join(f"{t[s]} {s}" for s in order if s in t)
-    lines = [
-        f"**{report.transform}**: {states}; {t['rows_in']:,} rows in, {t['duplicates']:,} repeats dropped, "
-        f"{t['disordered']:,} out of order, {t['quarantined']:,} quarantined; {report.seconds:.1f} s", ""]
-    if busy: lines += ["| partition | status | rows in | rows out | MB | s | why |", "|---|---|--:|--:|--:|--:|---|"]
-    for u in busy[:SHOWN]:
-        out, size = sum(u.rows.values()), sum(u.bytes.values()) / 1e6
-        lines.append(
-            f"| {u.partition} | {u.status} | {u.rows_in:,} | {out:,} | {size:.2f} | {u.seconds:.2f} | {u.reason} |")
-    if len(busy) > SHOWN: lines.append(f"| and {len(busy) - SHOWN} more | | | | | | |")
-    return "\n".join([*lines, "", *(f"- `{name}` in `{path}`" for name, path in report.targets.items())])
+    "The report in Markdown: counts, the reasons if there are many units, those that need a look, and the folders."
+    (name, line), units = _head(report), _busy(report)
+    parts = [f"**{md(name)}**: {md(line)}"]
+    if reasons := _reasons(units): parts.append(md_table(reasons, *_WHY))
+    header, align = _columns(report)
+    if units: parts.append(md_table((_cells(report, u, WHOLE) for u in units[:SHOWN]), header, align))
+    if len(units) > SHOWN: parts.append(f"and {len(units) - SHOWN:,} more")
+    parts.append("\n".join(f"- {md_code(name)} in {md_code(redact(path))}" for name, path in report.targets.items()))
+    return "\n\n".join(filter(None, parts))
+
+def html_summary(report: RunReport) -> str:
+    "The summary in HTML, with what is not listed, and what is up to date, to be unfolded."
+    (name, line), units = _head(report), _busy(report)
+    (header, align), done = _columns(report), [u for u in report.units if u.status == "done"]
+    parts = [f"<b>{html(name)}</b>: {html(line)}"]
+    if reasons := _reasons(units): parts.append(html_table(reasons, *_WHY))
+    if units: parts.append(html_table((_cells(report, u, WHOLE) for u in units[:SHOWN]), header, align))
+    more = [_cells(report, u) for u in units[SHOWN:SHOWN + FOLDED]]
+    if more: parts.append(fold(_cut(len(units) - SHOWN, "more"), html_table(more, header, align)))
+    if done: parts.append(fold(_cut(len(done), "up to date"), _names(done[:FOLDED])))
+    folders = (f"<li><code>{html(n)}</code> in <code>{html(redact(p))}</code></li>" for n, p in report.targets.items())
+    return block(*parts, f"<ul>{''.join(folders)}</ul>" if report.targets else "")
+
+def _cut(n: int, words: str) -> str: return f"{n:,} {words}" + (f", the first {FOLDED} of them" if n > FOLDED else "")
+def _names(units: list[UnitReport]) -> Markup: return Markup("<br>".join(html(clip(u.partition)) for u in units))

@@ -88,7 +88,7 @@ def judge_bad(bad: pl.DataFrame, total: int, allowed: float, pf: PartitionFiles,
         column=culprit, expected=f"at most {allowed:.2%} of bad rows",
         fix="Mend the file, or raise max_bad_fraction to set such rows aside.")
 
-SUSPECTS = {
+SUSPECTS = {          # by reason: columns to name in the error, in this order, if their value is the bad one
     "bad_price": ("price", "bid", "ask", "found"), "bad_size": ("amount", "bid_volume", "ask_volume", "found"),
     "bad_timestamp": ("capture_ts", "timestamp"), "wrong_partition": ("capture_ts",)}
 

@@ -17,9 +17,9 @@ from .errors import ConfigError
 
 # %% ../../nbs/00_core/02_yaml.ipynb #97703165
 MAX_BYTES = 1 << 20  # a configuration file of more than 1 MiB is a mistake
-NO_ALIAS = 'anchors and aliases are not accepted: write the value out'
+NO_ALIAS = 'anchors and aliases are not accepted: write the value out'  # what such a file's error says
 MAX_DEPTH = 32  # nested levels; deeper ones would exhaust the parser
-CORE, ZERO = 'tag:yaml.org,2002:', '!leading-zero'
+CORE, ZERO = 'tag:yaml.org,2002:', '!leading-zero'  # before the core schema's names; tag of numbers that we refuse
 WORDS = [  # tag, pattern, first characters
     (CORE + 'null', r'~|null|Null|NULL|', ['~', 'n', 'N', '']),
     (CORE + 'bool', r'true|True|TRUE|false|False|FALSE', list('tTfF')),
@@ -56,10 +56,10 @@ def _compose_node(self, parent, index):
 CoreLoader.compose_node = _compose_node
 
 # %% ../../nbs/00_core/02_yaml.ipynb #80b16d4d
-ENV = re.compile(r'\$\{ENV:([A-Za-z_][A-Za-z0-9_]*)\}')
+ENV = re.compile(r'\$\{ENV:([A-Za-z_][A-Za-z0-9_]*)\}')  # group 1: name of the variable
 
 def expand_env(text: str, line: int = 1) -> str:
-    "`text` with each `${ENV:NAME}` replaced by that environment variable."
+    "`text` with each `${ENV:NAME}` replaced by that environment variable. Raises `Refused` if it is not set."
     if '${' in ENV.sub('', text): raise Refused(f'found {text!r}; expected ${{ENV:NAME}} wherever ${{ stands', line)
     for name in ENV.findall(text):
         if name not in os.environ: raise Refused(f'the environment variable {name!r} is not set', line)
