@@ -43,9 +43,13 @@ class Dataset:
         return cls(output.lake, f"{output.dataset}/{below}" if below else output.dataset)
 
     @cached_property
-    def root(self) -> Path: return Path(self.lake) / self.name
+    def root(self) -> Path:
+        "Folder of the dataset's partitions."
+        return Path(self.lake) / self.name
     @cached_property
-    def meta(self) -> Path: return Path(self.lake) / META / self.name
+    def meta(self) -> Path:
+        "Folder of what the dataset needs beside its data: stage, locks, states, records."
+        return Path(self.lake) / META / self.name
     @property
     def lock(self) -> Path:
         "Shared by all who commit partitions, held alone by who replaces or collects the whole dataset."
@@ -54,7 +58,9 @@ class Dataset:
     def scratch(self) -> Dataset:
         "The dataset that stands in for this one in limited runs."
         return Dataset(str(Path(self.lake) / META / "scratch"), self.name)
-    def folder(self, partition: Partition) -> Path: return self.root / partition.path
+    def folder(self, partition: Partition) -> Path:
+        "Folder of a partition, which need not exist."
+        return self.root / partition.path
     def file(self, partition: Partition) -> Path:
         "Path of the partition's file, which need not exist."
         return self.folder(partition) / PART
@@ -79,7 +85,9 @@ class Snapshot:
     files: tuple[tuple[str, int, int, int], ...] = ()
 
     @cached_property
-    def names(self) -> frozenset[str]: return frozenset(f[0] for f in self.files)
+    def names(self) -> frozenset[str]:
+        "Names of the files, without their folder."
+        return frozenset(f[0] for f in self.files)
     def __bool__(self) -> bool: return bool(self.files)
     def changed_in(self, now: Snapshot) -> list[str]:
         "Names of files of this snapshot that `now` lacks or that are not the same file any more."
@@ -190,7 +198,9 @@ class Staged:
     name: str = PART                                                # what it will be called in its partition
 
     @property
-    def path(self) -> Path: return self.slot.path
+    def path(self) -> Path:
+        "Where the staged file lies."
+        return self.slot.path
     def discard(self) -> None:
         "Remove the staged file."
         self.slot.close()

@@ -39,9 +39,13 @@ class Contract:
     clock: str = "capture_ts"
 
     @property
-    def names(self) -> list[str]: return [c.name for c in self.columns]
+    def names(self) -> list[str]:
+        "Names of the columns, in the contract's order."
+        return [c.name for c in self.columns]
     @property
-    def schema(self) -> dict[str, pl.DataType]: return {c.name: c.dtype for c in self.columns}
+    def schema(self) -> dict[str, pl.DataType]:
+        "Type of each column, by name."
+        return {c.name: c.dtype for c in self.columns}
     @property
     def required(self) -> list[str]:
         "Columns that a file must have: the channel's own and the clock."

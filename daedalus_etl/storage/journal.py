@@ -37,9 +37,11 @@ class Change:
     keep_aside: bool = False                    # old ones stay: the rows come from elsewhere than the partition's input
 
     @property
-    def folder(self) -> Path: return self.dataset.folder(self.partition)
+    def folder(self) -> Path: "Folder of the partition that changes."; return self.dataset.folder(self.partition)
     @property
-    def slots(self) -> list[Slot]: return [s.slot for s in self.put] + ([self.aside] if self.aside else [])
+    def slots(self) -> list[Slot]:
+        "Places in the stage that the change uses."
+        return [*(s.slot for s in self.put), *filter(None, [self.aside])]
 
 def discard(changes: Iterable[Change]) -> None:
     "Remove all that was staged for `changes`."

@@ -115,7 +115,9 @@ class Partition:
     def _sort_key(self): return self.stream, self.dims, self.time_key
     def __lt__(self, other: Partition) -> bool: return self._sort_key < other._sort_key
     def __str__(self) -> str: return self.path or "(no keys)"
-    def get(self, key: str, default: str | None = None) -> str | None: return dict(self.items).get(key, default)
+    def get(self, key: str, default: str | None = None) -> str | None:
+        "Value of `key`, or `default` where the path has no such key."
+        return dict(self.items).get(key, default)
 
     @cached_property
     def stream(self) -> tuple[str, str]:
@@ -193,7 +195,7 @@ class PartitionFiles:
         return hashlib.sha256("\n".join(f.fingerprint for f in self.files).encode()).hexdigest()
 
     @property
-    def paths(self) -> list[str]: return [f.path for f in self.files]
+    def paths(self) -> list[str]: "Paths of the files, in order."; return [f.path for f in self.files]
     @property
     def size(self) -> int:
         "Bytes on disk."

@@ -123,21 +123,25 @@ def gc(lake: str | os.PathLike, *, vanished: bool = False, min_age_s: float = MI
                         schema={"path": pl.String, "bytes": pl.Int64, "why": pl.String})
 
 def _unneeded(sets: list[Dataset], files: list[Found]) -> Iterator[tuple[Path, str]]:
-    "States, records and quarantined rows that no data file needs."
+    "States, records, quarantined rows and profiles that no data file needs."
     footers = [f.footer for f in files if f.footer]
     states = {f[k] for f in footers for k in ("state", "parent") if k in f}
     # a file without a key is known by its sum alone
     names = {f["key"] for f in footers if "key" in f}
     names |= {file_sha256(f.path) for f in files if f.footer is not None and "key" not in f.footer}
     places = {(f.dataset, f.path.parent.relative_to(f.dataset.root)) for f in files}
+    places |= {(f.dataset, Path(f.partition.path)) for f in files if f.partition}     # a folder may be unpadded
     for d in sets:
         yield from ((p, "no result names this state") for p in (d.meta / "states").glob("*.state")
                     if p.stem not in states)
         yield from ((p, "the record of a replaced result") for p in (d.meta / "lineage").glob("*.json")
                     if p.name.partition(".")[0] not in names)
-        aside = d.meta / "quarantine"
-        yield from ((p, "rows set aside from a partition that is gone") for p in aside.rglob("rows.parquet")
-                    if (d, p.parent.relative_to(aside)) not in places)
+        for folder, pattern, what in _BY_PARTITION:
+            at = d.meta / folder
+            yield from ((p, f"{what} a partition that is gone") for p in at.rglob(pattern)
+                        if (d, p.parent.relative_to(at)) not in places)
+
+_BY_PARTITION = (("quarantine", "rows.parquet", "rows set aside from"), ("quality", "*.parquet", "the profile of"))
 
 # %% ../../nbs/10_storage/05a_verify.ipynb #4273b284
 def is_vanished(f: Found) -> bool:
