@@ -8,7 +8,7 @@ import argparse
 import sys
 from . import __version__
 from .runners import (
-    jobs, maintenance, run_bars, run_orderbook_features, run_ticker_features, run_trades_features)
+    jobs, look, maintenance, run_bars, run_orderbook_features, run_ticker_features, run_trades_features)
 from .runners.options import BAR_FLAGS, BOOK_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
@@ -86,6 +86,8 @@ def parser() -> argparse.ArgumentParser:
     for name, job in UPKEEP.items():
         maintenance.add_flags(commands.add_parser(name, help=job.__doc__, description=job.__doc__), name
                               ).set_defaults(job=job)
+    about = look.explore.__doc__
+    look.add_flags(commands.add_parser("explore", help=about, description=about)).set_defaults(job=look.explore)
     return top
 
 def main(argv: list[str] | None = None) -> int:

@@ -182,3 +182,11 @@ def cli(*args, module: str = "daedalus_etl.cli", cwd=None, **env) -> subprocess.
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True
     )
+
+
+def demo_lake(folder: Path) -> tuple[Path, Path]:
+    "A lake with all that the sample data give, silver and gold, and the bronze that it was made of."
+    bronze = Path(__file__).resolve().parents[1] / "data_samples" / "bronze"
+    done = cli("run", "--input", bronze, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, bronze
