@@ -14,7 +14,9 @@ __all__ = ['NEAR', 'band_sums', 'near_depths', 'bands_step']
 # %% ../../nbs/20_features/07_bands.ipynb #572eaef2
 @jit
 def band_sums(q, d, n, edges, out, row, i):
-    "Sizes of one side by band into `out[row:, i]`; `edges` are the rising upper edges (bps), `d[:n]` rising distances."
+    """Sizes (base) of one side by band into `out[row:, i]`: bands as in Biais, Hillion and Spatt (1995).
+
+    `q[:n]` sizes (base); `d[:n]` rising distances (bps); `edges` (m) rising upper edges (bps)."""
     k = 0
     for j in range(edges.size):
         total, edge = 0.0, edges[j]
@@ -25,7 +27,7 @@ def band_sums(q, d, n, edges, out, row, i):
 
 @jit
 def near_depths(q, d, n):
-    "Size of the levels nearer than 5, 10 and 50 bps, in one walk."
+    "Size (base) of the levels nearer than 5, 10 and 50 bps: `q[:n]` (base), rising distances `d[:n]` (bps)."
     near5 = near10 = near50 = 0.0
     for k in range(n):
         x, w = d[k], q[k]
@@ -40,7 +42,10 @@ NEAR = ("band_truncated", "book_convexity", "spread_to_depth_5bps", "spread_to_d
 
 @jit
 def bands_step(qb, db, nb, qa, da, na, spread, edges, out, i):
-    "Write bid, ask and imbalance of each band, then the columns `NEAR`, into `out[:, i]`."
+    """Write bid, ask and imbalance of each band, then the columns `NEAR`, into `out[:, i]`.
+
+    Sizes `qb[:nb]`, `qa[:na]` (base), rising distances `db`, `da` (bps), `spread` (quote), `edges` (m, bps); `out`
+    (3 m + 5, rows): 2 m depths (base), m imbalances, flag, share, quote/base twice, base."""
     m = edges.size
     band_sums(qb, db, nb, edges, out, 0, i)
     band_sums(qa, da, na, edges, out, m, i)

@@ -34,13 +34,13 @@ QUOTE_BAR = np.dtype(_PRICE + [(k, "f8") for k in (
 
 @jit
 def open_bar(s, start):
-    "Begin a bar at `start` (us): nothing observed yet."
+    "Begin a bar (record `s`) at `start` (us): nothing observed yet."
     s["start"], s["n"], s["returns"], s["r2"] = start, 0, 0, 0.0
     s["open"] = s["high"] = s["low"] = s["close"] = np.nan
 
 @jit
 def price_step(s, price, log_return):
-    "Take one observation into the open bar; an undefined price (NaN) is counted and leaves no other trace."
+    "Take one `price` (quote) and its return into the open bar; an undefined price (NaN) is counted, no more."
     s["n"] += 1
     if log_return == log_return:
         s["r2"] += log_return * log_return
@@ -52,7 +52,7 @@ def price_step(s, price, log_return):
 # %% ../../nbs/20_features/19_bars.ipynb #1f5a182b
 @jit
 def trade_bar_batch(bar, width, t, trades, sign, log_return, out):
-    "Take trades (price, amount: 2, n) into `bar` (1); closed bars go to `out`, whose number is returned."
+    "Take trades (quote, base: 2, n) of clocks `t` (us) into `bar` (1); closed ones go to `out`; returns how many."
     s, closed = bar[0], 0
     for i in range(t.size):
         if s["n"] == 0 or t[i] >= s["start"] + width:
@@ -295,7 +295,7 @@ def _fields(bars: np.ndarray) -> dict[str, np.ndarray]:
     return out | {f"{k}_{i}": a[:, i] for k, a in several.items() for i in range(a.shape[1])}
 
 def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
-    "Columns of section Gold from bar records of `channel` (`trades`, `ticker`, `orderbook`); undefined ones are null."
+    "Gold columns from bar records (n) of `channel` (`trades`, `ticker`, `orderbook`); undefined ones are null."
     raw = {k: pl.Series(k, np.ascontiguousarray(a), nan_to_null=True) for k, a in _fields(bars).items()}
     own = {"trades": _trade_columns, "ticker": _quote_columns, "orderbook": _book_columns}[channel]()
     return pl.DataFrame(raw).select(*_common_columns(width_s, complete), *own)

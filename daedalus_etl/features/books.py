@@ -44,7 +44,7 @@ def _side(column: pl.Series) -> Side:
 # %% ../../nbs/20_features/05_books.ipynb #6f501b27
 @jit
 def side_fault(side, i):
-    "0 if row `i` of `side` is sound, 1 for a bad price, 2 for a bad size."
+    "0 if row `i` of `side` (`Side`) is sound, 1 for a bad price (quote), 2 for a bad size (base)."
     fault = 0
     for k in range(side.offset[i], side.offset[i + 1]):
         p, q = side.price[k], side.size[k]
@@ -55,7 +55,9 @@ def side_fault(side, i):
 
 @jit
 def book_faults(bids, asks, fault):
-    "Write into `fault` (n, int8) 0 for sound rows, 1 for a bad price, 2 for a bad size; returns how many are bad."
+    """Write into `fault` (n, int8) 0 for sound rows, 1 for a bad price, 2 for a bad size; returns how many are bad.
+
+    `bids`, `asks`: `Side`s of n rows, prices in quote, sizes in base."""
     bad = 0
     for i in range(fault.size):
         a, b = side_fault(bids, i), side_fault(asks, i)
@@ -77,7 +79,7 @@ def check_book_values(bids: Side, asks: Side) -> None:
 # %% ../../nbs/20_features/05_books.ipynb #bee3ec01
 @jit
 def same_levels(side, i, j):
-    "Whether rows `i` and `j` of `side` hold the same levels, zeros included."
+    "Whether rows `i` and `j` of `side` (`Side`: quote, base) hold the same levels, zeros included."
     a, b, n = side.offset[i], side.offset[j], side.offset[i + 1] - side.offset[i]
     if side.offset[j + 1] - b != n: return False
     for k in range(n):
@@ -86,7 +88,9 @@ def same_levels(side, i, j):
 
 @jit
 def mark_repeats(t, nonce, bids, asks, keep):
-    "Write into `keep` (n, bool) which rows repeat none before them with the same clock `t`; returns how many do."
+    """Write into `keep` (n, bool) which rows repeat none before them with the same clock `t`; returns how many do.
+
+    `t` (n) int64, rising; `nonce` (n) int64, 0 for none; `bids`, `asks`: `Side`s of n rows."""
     repeats = 0
     for i in range(t.size):
         keep[i], j = True, i - 1
@@ -103,7 +107,9 @@ BookState = pl.Enum(BOOK_STATES)
 
 @jit
 def load_side(side, i, p, q):
-    "Copy the levels of row `i` whose size is not 0 into `p`, `q`; returns their number."
+    """Copy the levels of row `i` whose size is not 0 into `p` (quote), `q` (base); returns their number.
+
+    `p`, `q` (m) must have room for all levels of the row."""
     n = 0
     for k in range(side.offset[i], side.offset[i + 1]):
         if side.size[k] > 0.0:
@@ -113,7 +119,9 @@ def load_side(side, i, p, q):
 
 @jit
 def book_state(pb, nb, pa, na):
-    "State of a book with prices `pb[:nb]` bid and `pa[:na]` asked, as an index into `BOOK_STATES`."
+    """State of a book with prices `pb[:nb]` bid and `pa[:na]` asked (quote), as an index into `BOOK_STATES`.
+
+    The first that holds: empty, one_sided, unsorted, crossed, locked, ok."""
     if nb == 0 or na == 0: return EMPTY if nb == na else ONE_SIDED
     for k in range(1, nb):
         if not pb[k] < pb[k - 1]: return UNSORTED
@@ -128,7 +136,10 @@ TOP = ("best_bid", "best_ask", "mid_price", "spread", "relative_spread", "spread
 
 @jit
 def top_step(bid, bid_size, ask, ask_size, out, i):
-    "Write the columns `TOP` of an ok or locked book into `out[:, i]`; returns the mid."
+    """Write the columns `TOP` of an ok or locked book into `out[:, i]`; returns the mid.
+
+    Scalars `bid`, `ask` (quote), `bid_size`, `ask_size` (base); `out` (9, n) in quote, but for rows 4 (1), 5 and 8
+    (bps). The microprice is that of Gatheral and Oomen (2010)."""
     mid, spread = (bid + ask) / 2.0, ask - bid
     micro = min(bid + spread * (bid_size / (bid_size + ask_size)), ask)   # the formula's fraction, never beyond the ask
     out[0, i], out[1, i], out[2, i], out[3, i] = bid, ask, mid, spread
@@ -140,7 +151,7 @@ def top_step(bid, bid_size, ask, ask_size, out, i):
 
 @jit
 def distances(p, n, mid, d):
-    "Distances (bps) of the prices `p[:n]` from `mid` into `d`."
+    "Distances (bps) of the prices `p[:n]` (quote) from `mid` (quote) into `d[:n]`."
     for k in range(n): d[k] = abs(p[k] - mid) / mid * 1e4
 
 # %% ../../nbs/20_features/05_books.ipynb #836c4c2d

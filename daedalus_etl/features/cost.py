@@ -15,7 +15,10 @@ SHORT = 1.0 - 1e-9        # a book that holds this share of the amount is taken 
 
 @jit
 def cost_side(p, q, n, mid, notionals, out, row, i):
-    "Cost (bps) of trading each of the rising `notionals` (quote) against levels `p[:n]`, `q[:n]`, into `out[row:, i]`."
+    """Cost (bps) of trading each of the rising `notionals` (quote) against `p[:n]`, `q[:n]`, into `out[row:, i]`.
+
+    `p[:n]` prices (quote), best first; `q[:n]` sizes (base); `mid` (quote); `notionals` (m). NaN where the levels
+    hold less. The liquidity measure of Gomber, Schweickert and Theissen (2015)."""
     money = base = 0.0
     k = 0
     for j in range(notionals.size):

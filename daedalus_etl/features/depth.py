@@ -18,7 +18,7 @@ VWAP_LEVELS = 5
 
 @jit
 def size_sum(q, n):
-    "Sum of the sizes `q[:n]`, NaN for none."
+    "Sum of the sizes `q[:n]` (base), NaN for none."
     if n == 0: return np.nan
     total = 0.0
     for k in range(n): total += q[k]
@@ -26,7 +26,9 @@ def size_sum(q, n):
 
 @jit
 def side_vwap(p, q, n):
-    "Mean price of the first five of `n` levels, weighted with size (quote), NaN for none."
+    """Mean price (quote) of the first five of `n` levels, weighted with size, NaN for none.
+
+    `p[:n]` prices (quote), best first; `q[:n]` sizes (base)."""
     beyond = size = 0.0
     for k in range(min(n, VWAP_LEVELS)):
         beyond += (p[k] - p[0]) * q[k]          # from the best price on, so that equal prices have exactly their mean
@@ -36,17 +38,22 @@ def side_vwap(p, q, n):
 # %% ../../nbs/20_features/06_depth.ipynb #f09b1cb9
 @jit
 def imbalance(b, a):
-    "(b - a)/(b + a); NaN where both are 0 or one is undefined."
+    "(b - a)/(b + a) of two sizes in one unit; NaN where both are 0 or one is undefined. Cao, Hansch and Wang (2009)."
     return (b - a) / (b + a) if b + a > 0.0 else np.nan
 
 @jit
 def depth_side(p, q, n, depth_levels, side, out, i):
-    "Write total and vwap of a side of `n` levels (0 bid, 1 ask) into `out[:, i]`."
+    """Write total (base) and vwap (quote) of a side of `n` levels (0 bid, 1 ask) into `out[:, i]`.
+
+    `p[:n]` prices (quote), best first; `q[:n]` sizes (base); `out` (6 or more, rows)."""
     out[side, i], out[3 + side, i] = size_sum(q, min(n, depth_levels)), side_vwap(p, q, n)
 
 @jit
 def depth_step(pb, qb, nb, pa, qa, na, depth_levels, levels, out, i):
-    "Write the columns `DEPTH` and one imbalance for each of the rising `levels` into `out[:, i]`."
+    """Write the columns `DEPTH` and one imbalance for each of the rising `levels` into `out[:, i]`.
+
+    Prices `pb[:nb]`, `pa[:na]` (quote), best first, sizes `qb`, `qa` (base); `levels` (m) int64; `out` (6 + m,
+    rows). Imbalances as in Cao, Hansch and Wang (2009)."""
     depth_side(pb, qb, nb, depth_levels, 0, out, i)
     depth_side(pa, qa, na, depth_levels, 1, out, i)
     out[2, i], out[5, i] = imbalance(out[0, i], out[1, i]), out[4, i] - out[3, i]
@@ -64,13 +71,16 @@ SMART = ("smart_bid_depth", "smart_ask_depth", "smart_depth_imbalance")
 
 @jit
 def smart_side(q, d, n, decay):
-    "Sum of the sizes `q[:n]`, weighted with their distances `d` (bps)."
+    "Sum (base) of the sizes `q[:n]`, each times exp(-decay d/10^4) of its distance `d[:n]` (bps)."
     total = 0.0
     for k in range(n): total += q[k] * math.exp(-decay * (d[k] / 1e4))
     return total
 
 @jit
 def smart_step(qb, db, nb, qa, da, na, decay, out, i):
-    "Write the columns `SMART` into `out[:, i]`."
+    """Write the columns `SMART` into `out[:, i]`: two depths (base) and their imbalance.
+
+    Sizes `qb[:nb]`, `qa[:na]` (base), distances `db`, `da` (bps), `decay` per unit of relative distance; `out` (3,
+    rows)."""
     b, a = smart_side(qb, db, nb, decay), smart_side(qa, da, na, decay)
     out[0, i], out[1, i], out[2, i] = b, a, imbalance(b, a)

@@ -32,9 +32,13 @@ class Welford:
         self._a[:] = joined(*self._a, *other._a)
 
     @property
-    def n(self) -> int: return int(self._a[0])
+    def n(self) -> int:
+        "Number of values."
+        return int(self._a[0])
     @property
-    def mean(self) -> float | None: return float(self._a[1]) if self.n else None
+    def mean(self) -> float | None:
+        "Their mean, in their unit; None for none."
+        return float(self._a[1]) if self.n else None
 
     def std(self, ddof: int = 1) -> float | None:
         "Standard deviation; None below `ddof + 1` values."
@@ -72,7 +76,9 @@ class RollingPercentile:
 
 # %% ../../nbs/20_features/23a_estimators.ipynb #af073633
 class VPINCalculator:
-    "VPIN of a tape of trades: buckets of `bucket_size` (base), mean over the last `window_buckets`."
+    """VPIN of a tape of trades: buckets of `bucket_size` (base), mean over the last `window_buckets`.
+
+    Easley, Lopez de Prado and O'Hara (2012)."""
     def __init__(self, bucket_size: float = 1.0, window_buckets: int = 50):
         self._rec, self._ratios = np.zeros(1, BUCKET), np.zeros(window_buckets)
         self._rec["next"] = bucket_size
@@ -85,12 +91,16 @@ class VPINCalculator:
         return self.value
 
     @property
-    def value(self) -> float | None: return _or_none(mean_ratio(self._ratios, self.count))
+    def value(self) -> float | None:
+        "VPIN in [0, 1] as of the last trade; None before the window of buckets is full."
+        return _or_none(mean_ratio(self._ratios, self.count))
     @property
-    def count(self) -> int: return int(self._rec["count"][0])
+    def count(self) -> int:
+        "Number of complete buckets so far."
+        return int(self._rec["count"][0])
 
 class KyleLambdaEstimator:
-    """Kyle's lambda over the intervals of `interval_s` that ended in the last `window_s`.
+    """Kyle's lambda (Kyle 1985) over the intervals of `interval_s` that ended in the last `window_s`.
 
     A silence over `max_gap_s` starts anew."""
     def __init__(self, window_s: int = 300, interval_s: int = 1, max_gap_s: float = 300):

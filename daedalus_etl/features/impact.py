@@ -20,7 +20,9 @@ PAIR = 6                 # number, mean x, mean y, S_xx, S_xy, S_yy
 
 @jit
 def add_pair(a, x, y):
-    "Extend the moments `a` (6) by the point (x, y)."
+    """Extend the moments `a` (6) by the point (x, y): number, means, S_xx, S_xy, S_yy.
+
+    Means in the units of x and y, second moments in their products. Welford (1962)."""
     a[0] += 1.0
     dx, dy = x - a[1], y - a[2]
     a[1] += dx / a[0]
@@ -31,7 +33,9 @@ def add_pair(a, x, y):
 
 @jit
 def fit_joined(a, b, row, both):
-    "Slope and R^2 (NaN where undefined) and number of the points of `a`, and, if `both`, of row `row` of `b`."
+    """Slope and R^2 (NaN where undefined) and number of the points of `a`, and, if `both`, of row `row` of `b`.
+
+    `a` (6), `b` (m, 6) moments; the slope in units of y per unit of x. Joined by Chan, Golub and LeVeque (1979)."""
     n, xx, xy, yy = a[0], a[3], a[4], a[5]
     if both and b[row, 0] > 0.0:
         m = b[row, 0]
@@ -42,7 +46,9 @@ def fit_joined(a, b, row, both):
 
 @jit
 def pair_suffix(suffix, x, kx, ky, lo, hi):
-    "Moments of the points (value `kx`, value `ky`) of rows [i, hi) for each i of [lo, hi); undefined ones left out."
+    """Moments of the points (value `kx`, value `ky`) of rows [i, hi) for each i of [lo, hi); undefined ones left out.
+
+    `suffix` (m, 6) memory to use again; `x` (n, k) values of a tape, in any units."""
     suffix, a = room(suffix, hi - lo), np.zeros(PAIR)
     for i in range(hi - 1, lo - 1, -1):
         if x[i, kx] == x[i, kx] and x[i, ky] == x[i, ky]: add_pair(a, x[i, kx], x[i, ky])
@@ -54,7 +60,10 @@ BETA = ("ofi_beta", "ofi_r2", "ofi_n")
 
 @jit
 def beta_window_batch(win, rows, lo, hi, out):
-    "Columns `BETA` (3, hi - lo) of rows lo .. hi of the books' tape; returns the suffix array."
+    """Columns `BETA` (3, hi - lo) of rows lo .. hi of the books' tape; returns the suffix array.
+
+    `win`: `Window` with 6 accumulators; `rows`: `Rows` of `BOOK_VALUES` (n, 10), clocks in us. The slope in 1/base:
+    Cont, Kukanov and Stoikov (2014)."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     t, x, width = rows.t, rows.x, win.rec[0]["width"]
     for i in range(lo, hi):
@@ -82,7 +91,9 @@ BookClocks = namedtuple("BookClocks", "t mid fresh")
 
 @jit
 def most_points(s, t, length, gap):
-    "How many intervals of `length` us can end among books with clocks `t`, none later than `gap` after a book."
+    """How many intervals of `length` us can end among books with clocks `t`, none later than `gap` after a book.
+
+    `s`: record `INTERVAL`; `t` (n) int64 us, rising; `gap` in us."""
     time, cuts, before = gap, 2, s["book"]
     for i in range(t.size):
         time += min(t[i] - before, gap)
@@ -92,7 +103,10 @@ def most_points(s, t, length, gap):
 
 @jit
 def close_intervals(s, points, end, now, length, gap):
-    "Close the intervals that are over at `now`; those of a segment with a mid become points from `end` on; returns it."
+    """Close the intervals over at `now`; those of a segment with a mid become points from `end` on; returns it.
+
+    `s`: record `INTERVAL`; `points`: `Rows` with values (n, 2), flow (base) and log return; `now`, `length`, `gap`
+    in us."""
     if s["n"] == 0: s["number"], s["n"] = now // length, 1
     while s["number"] < now // length:
         over = (s["number"] + 1) * length
@@ -108,13 +122,15 @@ def close_intervals(s, points, end, now, length, gap):
 
 @jit
 def begin_points(w, acc, suffix, points, i, block, fresh):
-    "Let `block` begin at point `i`, which need not be there yet; returns the suffix."
+    """Let `block` begin at point `i`, which need not be there yet; returns the suffix.
+
+    `w`: record `WINDOW`; `acc` (6) is set to 0; `suffix` (m, 6); `points`: `Rows` with values (n, 2), clocks in us."""
     acc[:] = 0.0
     return pair_suffix(suffix, points.x, 0, 1, turn(w, i, block, fresh), i)
 
 @jit
 def take_points(win, suffix, points, at, end):
-    "Take the points `at .. end` into the window; returns the suffix."
+    "Take the points `at .. end` (`Rows`: clocks in us; base, 1) into the window; returns the suffix (m, 6)."
     w, width = win.rec[0], win.rec[0]["width"]
     for i in range(at, end):
         block, fresh = points.t[i] // width, points.fresh[i] != 0
@@ -124,7 +140,7 @@ def take_points(win, suffix, points, at, end):
 
 @jit
 def kyle_step(s, win, suffix, points, end, t):
-    "Slope, R^2 and number of points as of a book at clock `t`, and the suffix."
+    "Slope (1/base), R^2 and number of points as of a book at clock `t` (us), and the suffix (m, 6)."
     w, acc, width = win.rec[0], win.acc, win.rec[0]["width"]
     if t // width != w["block"]: suffix = begin_points(w, acc, suffix, points, end, t // width, False)
     head = w["head"]
@@ -137,7 +153,9 @@ def kyle_step(s, win, suffix, points, end, t):
 def kyle_batch(rec, win, points, end, books, trades, length, gap, out):
     """Columns `KYLE` (3, n) of `books`; all `trades` are taken, those after the last book too.
 
-    `points`: tape of the intervals, those before `end` are taken in already. Returns the new end and the suffix."""
+    `rec` (1) of `INTERVAL`; `books`: `BookClocks` (n); `trades`: `TradeArrays`; `length`, `gap` in us. `points`:
+    tape of the intervals, those before `end` are taken in already. Returns the new end and the suffix. The slope,
+    in 1/base, is the lambda of Kyle (1985), estimated over intervals as by Hasbrouck (2009)."""
     s, suffix, at = rec[0], win.suffix, 0
     t, mid, fresh = books
     for j in range(t.size + 1):

@@ -14,7 +14,10 @@ __all__ = ['FLOW', 'MOTION', 'level_flow', 'first_levels', 'motion', 'flow_batch
 # %% ../../nbs/20_features/11_order_flow.ipynb #37b94847
 @jit
 def level_flow(bid, bid_size, ask, ask_size, bid0, bid_size0, ask0, ask_size0):
-    "Order flow (base) of one level between a book and the book before (suffix 0)."
+    """Order flow (base) of one level between a book and the book before (suffix 0).
+
+    The e_n of Cont, Kukanov and Stoikov (2014). Scalars: prices in quote, sizes in base; a missing level has size 0
+    at -inf (bid) or inf (ask)."""
     e = 0.0
     if bid >= bid0: e += bid_size
     if bid <= bid0: e -= bid_size0
@@ -29,7 +32,9 @@ MOTION = ("ofi", "mlofi", "mid_velocity", "mid_accel")
 
 @jit
 def first_levels(side, i, depth, beyond, p, q):
-    "Copy the first `depth` levels of row `i`; missing ones have size 0 at the price `beyond`."
+    """Copy the first `depth` levels of row `i`; missing ones have size 0 at the price `beyond`.
+
+    `side`: `Side`; `p` (quote) and `q` (base), each (depth) or longer."""
     n = 0
     for k in range(side.offset[i], side.offset[i + 1]):
         if n == depth: return
@@ -40,7 +45,9 @@ def first_levels(side, i, depth, beyond, p, q):
 
 @jit
 def motion(s, t, mid, out, i):
-    "Write velocity and acceleration into `out[2:, i]`, NaN where undefined, and remember this book's."
+    """Write velocity and acceleration into `out[2:, i]`, NaN where undefined, and remember this book's.
+
+    `s`: record `FLOW`; `t` clock (us); `mid` (quote); `out` (4 or more, n) in quote/s and quote/s^2."""
     velocity = acceleration = np.nan
     dt = (t - s["t"]) / 1e6 if s["n"] > 0 else np.nan
     if dt > 0.0:
@@ -53,8 +60,10 @@ def motion(s, t, mid, out, i):
 def flow_batch(rec, levels, bids, asks, t, state, fresh, mid, weights, out):
     """Order flow and motion of n books into `out` (4 or 4 + L, n): `MOTION`, then the flow of each level.
 
-    `levels` (2, 4, L): bid prices and sizes, ask prices and sizes of the last good book, and room for the next one.
-    `state`: as `BOOK_STATES`; `fresh`: 1 for rows that begin a segment; `weights` (L)."""
+    `rec` (1) of `FLOW`; `levels` (2, 4, L): bid prices and sizes, ask prices and sizes of the last good book, and
+    room for the next one. `bids`, `asks`: `Side`s of n rows (quote, base); `t` (n) us; `state` (n) uint8: as
+    `BOOK_STATES`; `fresh` (n): 1 for rows that begin a segment; `mid` (n) quote; `weights` (L). Flows in base.
+    Cont, Kukanov and Stoikov (2014) at the best level, Xu, Gould and Howison (2018) over all."""
     s, single, depth = rec[0], out.shape[0] > 4, weights.size
     pb0, qb0, pa0, qa0 = levels[0, 0], levels[0, 1], levels[0, 2], levels[0, 3]
     pb, qb, pa, qa = levels[1, 0], levels[1, 1], levels[1, 2], levels[1, 3]

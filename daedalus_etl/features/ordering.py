@@ -46,7 +46,9 @@ class Survey:
 
 @jit
 def survey_batch(s, clock, timestamp, sequence):
-    "Extend the record `s` by the keys of further rows: are they sorted, and does the sequence strictly increase?"
+    """Extend the record `s` by the keys of further rows: are they sorted, and does the sequence strictly increase?
+
+    `clock` (us), `timestamp` (ms) and `sequence` (nonce or id), each (n) int64; null is the least value there is."""
     for i in range(clock.size):
         c, t, q = clock[i], timestamp[i], sequence[i]
         if s["n"] > 0:

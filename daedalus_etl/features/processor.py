@@ -46,7 +46,7 @@ def declare_common(channel: str) -> None:
         Column(name="is_weekend", unit="1", dtype=pl.Boolean, formula="day_of_week >= 6", **rows))
 
 def calendar(t: np.ndarray) -> dict[str, pl.Series]:
-    "Hour, ISO weekday and weekend of the clocks `t` (int64 us)."
+    "Hour (0 to 23), ISO 8601 weekday (Monday 1) and weekend in UTC of the clocks `t` (n, int64 us)."
     clock = pl.Series(t).cast(pl.Datetime("us"))
     weekday = clock.dt.weekday()
     return {"hour": clock.dt.hour(), "day_of_week": weekday, "is_weekend": weekday >= 6}
@@ -60,7 +60,9 @@ def clock_array(frame: pl.DataFrame, clock: str) -> np.ndarray:
     return t.to_numpy()
 
 def check_values(values: np.ndarray, column: str, t: np.ndarray, *, above: float) -> None:
-    "`BadDataError` unless all `values` are finite and larger than `above` (use -5e-324 for zero and more)."
+    """`BadDataError` unless all `values` are finite and larger than `above` (use -5e-324 for zero and more).
+
+    `values` (n) float64 in the unit of `column`, `t` (n) their clocks (int64 us), which the message names."""
     if values.size == 0 or (values.min() > above and values.max() < np.inf): return
     bad = int(np.argmin((values > above) & (values < np.inf)))
     when = np.datetime64(int(t[bad]), "us")
@@ -97,7 +99,9 @@ def restore_record(rec: np.ndarray, state: dict) -> None:
 
 @jit
 def replay(rec, acc, suffix, rows, n, held):
-    "Take rows 0 .. n of the tape into a window without output; `held`: a time-weighted one. Returns the suffix array."
+    """Take rows 0 .. n of the tape into a window without output; `held`: a time-weighted one. Returns the suffix array.
+
+    `rec` (1) of `WINDOW`; `acc` (k), `suffix` (m, k), with k = 3 per value if held; `rows`: `Rows`, clocks in us."""
     w = rec[0]
     for i in range(n):
         if held:
@@ -175,7 +179,9 @@ class Processor:
 # %% ../../nbs/20_features/02_processor.ipynb #5b38b90a
 @jit
 def count_signs(count, lo, sign):
-    "Fill `count[lo:]` with buys before the row, known sides before the row, and the row's own sign (0 for unknown)."
+    """Fill `count[lo:]` with buys before the row, known sides before the row, and the row's own sign (0 for unknown).
+
+    `count` (n, 3) int64, of which rows before `lo` are filled; `sign` (m) int8: +1, -1, 0."""
     for j in range(sign.size):
         i = lo + j
         count[i, 0] = count[i - 1, 0] + (count[i - 1, 2] > 0) if i > 0 else 0
@@ -190,7 +196,7 @@ def as_enum(codes: np.ndarray, dtype: pl.Enum) -> pl.Series:
     return column.cat.to(dtype)
 
 def column(name: str, values, dtype) -> pl.Series:
-    "A column from an array, NaN and infinities as null, without copying where nothing is undefined."
+    "A column of `dtype` from `values` (n), NaN and infinities as null, without copying where nothing is undefined."
     if isinstance(dtype, pl.Enum): return as_enum(values, dtype).alias(name)
     made = values if isinstance(values, pl.Series) else pl.Series(name, values, nan_to_null=True)
     made = (made if made.dtype == dtype else made.cast(dtype)).alias(name)

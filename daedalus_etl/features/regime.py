@@ -86,7 +86,7 @@ def new_node(ranks):
 
 @jit
 def take_in(ranks, key):
-    "Add `key`; returns how many keys are below it and how many equal it, itself included."
+    "Add `key` (below 2^30); returns how many keys are below it and how many equal it, itself included."
     child, count = ranks.child, ranks.count
     node, below = 0, 0
     count[0] += 1
@@ -127,13 +127,15 @@ Limits = namedtuple("Limits", "dynamic tight wide")
 
 @jit
 def regime_of(value, limits):
-    "0 tight, 1 normal, 2 wide."
+    "0 tight, 1 normal, 2 wide: `value` is a percentile, or a spread in bps, as `limits` (`Limits`) are."
     if value <= limits.tight: return 0
     return 2 if value >= limits.wide else 1
 
 @jit
 def forget(ranks, rows, tail, i, edge, everything):
-    "Take out the keys of those rows `tail .. i` that are not inside the window any more; returns the first that is."
+    """Take out the keys of those rows `tail .. i` that are not inside the window any more; returns the first that is.
+
+    `ranks`: `Ranks`; `rows`: `Rows` with the keys in `count` (n, 1); `edge` (us): clocks up to it are outside."""
     while tail < i and (everything or rows.t[tail] <= edge):
         if rows.x[tail, SPREAD] == rows.x[tail, SPREAD]: take_out(ranks, rows.count[tail, 0])
         tail += 1
@@ -143,7 +145,8 @@ def forget(ranks, rows, tail, i, edge, everything):
 def rank_batch(ranks, tail, width, rows, lo, hi, spread, bps, limits, percentile, regime):
     """Percentile (n) and regime (n, uint8, 255 for undefined) of rows lo .. hi, with `spread`s (quote) and `bps` (n).
 
-    Fills the keys, `TIGHT` and `WIDE` of the tape. `ranks` holds the keys of rows `tail .. lo`; returns both anew."""
+    Fills the keys, `TIGHT` and `WIDE` of the tape. `ranks` holds the keys of rows `tail .. lo`; returns both anew.
+    `width` in us; `rows`: `Rows` of `BOOK_VALUES` (n, 10); percentiles in (0, 1)."""
     x = rows.x
     for i in range(lo, hi):
         j = i - lo
@@ -161,7 +164,9 @@ def rank_batch(ranks, tail, width, rows, lo, hi, spread, bps, limits, percentile
 
 @jit
 def refill(ranks, rows, n, width):
-    "Take the keys of a window that ends at row `n - 1` into empty `ranks`; returns ranks and tail."
+    """Take the keys of a window that ends at row `n - 1` into empty `ranks`; returns ranks and tail.
+
+    `rows`: `Rows` with the keys in `count` (m, 1), clocks in us; `width` in us."""
     tail = n
     while tail > 0 and rows.t[tail - 1] > rows.t[n - 1] - width: tail -= 1
     for i in range(tail, n):
@@ -173,7 +178,7 @@ def refill(ranks, rows, n, width):
 # %% ../../nbs/20_features/14_regime.ipynb #7e3503fb
 @jit
 def hold_regime(acc, rows, i, w):
-    "Let the regime of row `i` hold for `w` us."
+    "Let the regime of row `i` hold for `w` us: `acc` (3) us known, tight, wide."
     if rows.x[i, TIGHT] == rows.x[i, TIGHT]:
         acc[0] += w
         acc[1] += w * rows.x[i, TIGHT]
@@ -181,7 +186,9 @@ def hold_regime(acc, rows, i, w):
 
 @jit
 def regime_suffix(suffix, rows, lo, hi):
-    "Time, tight time and wide time that the rows [i, hi) hold, for each i of [lo, hi)."
+    """Time, tight time and wide time (us) that the rows [i, hi) hold, for each i of [lo, hi).
+
+    `suffix` (m, 3) memory to use again; `rows`: `Rows` of `BOOK_VALUES`, clocks in us; row `hi` must be there."""
     suffix, acc = room(suffix, hi - lo), np.zeros(3)
     for i in range(hi - 1, lo - 1, -1):
         hold_regime(acc, rows, i, float(rows.t[i + 1] - rows.t[i]))
@@ -190,7 +197,9 @@ def regime_suffix(suffix, rows, lo, hi):
 
 @jit
 def share_window_batch(win, rows, lo, hi, out):
-    "Shares of tight and wide time (2, n) of rows lo .. hi; returns the suffix array."
+    """Shares of tight and wide time (2, n) of rows lo .. hi; returns the suffix array.
+
+    `win`: `Window` with 3 accumulators; `rows`: `Rows` of `BOOK_VALUES` with `TIGHT`, `WIDE` filled, clocks in us."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     t, x, width, total = rows.t, rows.x, win.rec[0]["width"], np.zeros(3)
     for i in range(lo, hi):

@@ -19,7 +19,10 @@ FIT_LEVELS, FEW = 10, 5        # levels of the regressions, and of the simple me
 
 @jit
 def slope_side(q, log_q, d, n, side, out, i):
-    "Slope of cumulative size on distance and decay rate of log size, first ten of `n` levels, into `out[:, i]`."
+    """Slope of cumulative size on distance and decay rate of log size, first ten of `n` levels, into `out[:, i]`.
+
+    `q[:n]` sizes (base), `log_q[:n]` their logarithms, `d[:n]` distances (bps); slope in base/bps (Naes and
+    Skjeltorp 2006), rate in 1/bps (Bouchaud, Mezard and Potters 2002); NaN below three levels."""
     out[side, i] = out[3 + side, i] = np.nan
     n = min(n, FIT_LEVELS)
     if n < 3: return
@@ -41,7 +44,9 @@ def slope_side(q, log_q, d, n, side, out, i):
 
 @jit
 def slopes_step(qb, lb, db, nb, qa, la, da, na, out, i):
-    "Write the columns `SLOPES` into `out[:, i]`; `lb`, `la` are the logarithms of the sizes."
+    """Write the columns `SLOPES` into `out` (5, rows) `[:, i]`; `lb`, `la` are the logarithms of the sizes.
+
+    Sizes `qb[:nb]`, `qa[:na]` (base), distances `db`, `da` (bps)."""
     slope_side(qb, lb, db, nb, 0, out, i)
     slope_side(qa, la, da, na, 1, out, i)
     b, a = out[0, i], out[1, i]
@@ -49,7 +54,9 @@ def slopes_step(qb, lb, db, nb, qa, la, da, na, out, i):
 
 @jit
 def simple_side(p, q, n, side, out, i):
-    "Write simple slope and depth decay of one side into `out[:, i]`; undefined below five levels."
+    """Write simple slope (quote/base) and depth decay (1) of one side into `out[:, i]`; undefined below five levels.
+
+    `p[:n]` prices (quote), `q[:n]` sizes (base), best first; `side` 0 bid, 1 ask."""
     out[side, i] = out[2 + side, i] = np.nan
     if n < FEW: return
     total = 0.0
@@ -58,7 +65,7 @@ def simple_side(p, q, n, side, out, i):
 
 @jit
 def simple_step(pb, qb, nb, pa, qa, na, out, i):
-    "Write the columns `SIMPLE` into `out[:, i]`."
+    "Write the columns `SIMPLE` into `out` (5, rows) `[:, i]`: prices `pb`, `pa` (quote), sizes `qb`, `qa` (base)."
     simple_side(pb, qb, nb, 0, out, i)
     simple_side(pa, qa, na, 1, out, i)
     out[4, i] = (out[2, i] + out[3, i]) / 2.0
@@ -68,7 +75,10 @@ GRAVITY = ("center_of_gravity", "cog_vs_mid", "bid_cog_bps", "ask_cog_bps")
 
 @jit
 def gravity_step(pb, qb, db, nb, pa, qa, da, na, mid, out, i):
-    "Write the columns `GRAVITY`, over the `nb` and `na` levels given, into `out[:, i]`."
+    """Write the columns `GRAVITY`, over the `nb` and `na` levels given, into `out[:, i]`.
+
+    Prices `pb`, `pa` and `mid` (quote), sizes `qb`, `qa` (base), distances `db`, `da` (bps); `out` (4, rows):
+    quote, then bps three times."""
     cost = pull = far_b = far_a = b = a = 0.0          # pull: the distance from the mid, with its sign
     for k in range(nb):
         cost += pb[k] * qb[k]
@@ -89,7 +99,9 @@ PAIRS = 64         # up to so many levels, all pairs are cheaper than sorting
 
 @jit
 def gini(q, n, total, work):
-    "Gini coefficient of the sizes `q[:n]`, whose sum is `total`; `work` is scratch of `n`."
+    """Gini coefficient (Gini 1912) of the sizes `q[:n]`, whose sum is `total`; `work` is scratch of `n`.
+
+    Sizes in base, all above 0; the result lies in [0, 1 - 1/n]."""
     s = 0.0
     if n <= PAIRS:
         for k in range(n): work[k] = 0.0
@@ -106,7 +118,10 @@ def gini(q, n, total, work):
 
 @jit
 def shape_side(q, log_q, n, work, row, out, i):
-    "Write the columns `SHAPE` of one side, sizes `q[:n]`, into `out[row:, i]`; NaN where undefined."
+    """Write the columns `SHAPE` of one side, sizes `q[:n]`, into `out[row:, i]`; NaN where undefined.
+
+    `q[:n]` (base) and its logarithms `log_q[:n]`, best level first; `work` scratch of n. Shares and numbers of
+    levels: Herfindahl (1950), Shannon (1948), Gini (1912)."""
     for k in range(len(SHAPE)): out[row + k, i] = np.nan
     if n == 0: return
     total, wall = 0.0, 0

@@ -62,38 +62,45 @@ Scratch = namedtuple("Scratch", "pb qb db lb pa qa da la work")
 
 @jit
 def blank(family, i):
-    "Row `i` of a family undefined."
+    "Row `i` of a family (columns, n) undefined."
     family[:, i] = np.nan
 
 @jit
 def lone_top(pb, nb, pa, na, top, i):
-    "Best prices of a book without a usable mid."
+    """Best prices of a book without a usable mid, into `top` (9, n) `[:, i]`; the rest of it is NaN.
+
+    `pb[:nb]`, `pa[:na]` prices (quote), best first; a side without levels is NaN."""
     blank(top, i)
     if nb: top[0, i] = pb[0]
     if na: top[1, i] = pa[0]
 
 @jit
 def blank_two_sided(depth, simple, i):
-    "What compares the sides is undefined in a book without a usable mid."
+    "What compares the sides is undefined in a book without a usable mid: rows of `depth`, `simple` (columns, n)."
     for k in range(depth.shape[0]):
         if k == 2 or k > 4: depth[k, i] = np.nan
     if simple.shape[0]: simple[4, i] = np.nan
 
 @jit
 def logs(q, n, log_q):
-    "Natural logarithms of the sizes `q[:n]`."
+    "Natural logarithms of the sizes `q[:n]` (base) into `log_q[:n]`."
     for k in range(n): log_q[k] = math.log(q[k])
 
 @jit
 def level_columns(p, q, n, row, depth_levels, levels, i):
-    "Copy prices and sizes of the first levels into `levels[row:, i]`; a level that is missing is NaN."
+    """Copy prices and sizes of the first levels into `levels[row:, i]`; a level that is missing is NaN.
+
+    `p[:n]` (quote), `q[:n]` (base), best first; `levels` (4 depth_levels, rows)."""
     for k in range(depth_levels):
         levels[row + k, i] = p[k] if k < n else np.nan
         levels[row + depth_levels + k, i] = q[k] if k < n else np.nan
 
 @jit
 def snapshot_batch(bids, asks, s, prm, out):
-    "Features of each book, from `bids` and `asks` (`Side`s of n rows) into `out` (`Snapshots`)."
+    """Features of each book, from `bids` and `asks` (`Side`s of n rows) into `out` (`Snapshots`).
+
+    `s`: `Scratch` with room for the largest book; `prm`: `Parameters`. Prices in quote, sizes in base, distances in
+    bps; the families' own kernels say what their columns are."""
     pb, qb, db, lb, pa, qa, da, la, work = s            # unpacked once: in the loop, each access would count references
     top, depth, smart, simple, shape, slopes, gravity, bands, cost, levels, states, n_bid, n_ask = out
     d, ways, edges, notionals, decay = prm

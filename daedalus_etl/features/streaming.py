@@ -49,13 +49,15 @@ Window = namedtuple("Window", "rec acc suffix")
 # %% ../../nbs/20_features/00_streaming.ipynb #f9e30d3a
 @jit
 def room(suffix, n):
-    "`suffix`, or a larger array (at least doubled, contents dropped) where it holds fewer than `n` rows."
+    "`suffix` (m, k), or a larger array (at least doubled, contents dropped) where it holds fewer than `n` rows."
     if suffix.shape[0] >= n: return suffix
     return np.empty((max(n, 2 * suffix.shape[0]), suffix.shape[1]), np.float64)
 
 @jit
 def suffix_sums(suffix, x, lo, hi):
-    "Sums of `x[i:hi]` for each i of [lo, hi), added from the end, in rows 0 .. hi-lo of the array returned."
+    """Sums of `x[i:hi]` for each i of [lo, hi), added from the end, in rows 0 .. hi-lo of the array returned.
+
+    `x` (n, k) values of any unit; `suffix` (m, k) memory to use again. The block's half of van Herk (1992)."""
     suffix = room(suffix, hi - lo)
     for k in range(x.shape[1]):
         total = 0.0
@@ -67,25 +69,29 @@ def suffix_sums(suffix, x, lo, hi):
 # %% ../../nbs/20_features/00_streaming.ipynb #ed5b55fd
 @jit
 def must_turn(w, rows, i):
-    "Whether row `i` begins a new block, or a new segment."
+    "Whether row `i` of `rows` (clocks in us) begins a new block of the window's record `w`, or a new segment."
     return rows.fresh[i] != 0 or rows.t[i] // w["width"] != w["block"]
 
 @jit
 def turn(w, i, block, fresh):
-    "Let `block` begin at row `i`; returns the first row before it that a window can still see, `i` if there is none."
+    """Let `block` begin at row `i`; returns the first row before it that a window can still see, `i` if there is none.
+
+    `w`: record `WINDOW`; `block`: clock // width (int64); `fresh`: whether row `i` begins a segment."""
     w["prev"] = i if fresh or block > w["block"] + 1 else w["cur"]
     w["head"], w["cur"], w["block"] = w["prev"], i, block
     return w["prev"]
 
 @jit
 def sum_window_turn(w, acc, suffix, rows, i):
-    "Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow."
+    """Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow.
+
+    `w`: record `WINDOW`; `acc` (k) prefix sums, set to 0; `suffix` (m, k); `rows`: `Rows` with values (n, k)."""
     acc[:] = 0.0
     return suffix_sums(suffix, rows.x, turn(w, i, rows.t[i] // w["width"], rows.fresh[i] != 0), i)
 
 @jit
 def sum_window_take(w, acc, rows, i):
-    "Take row `i` of the current block in."
+    "Take row `i` of the current block in: its values (k) are added to the prefix `acc` (k), `head` moves on."
     edge, head, cur = rows.t[i] - w["width"], w["head"], w["cur"]
     while head < cur and rows.t[head] <= edge: head += 1
     w["head"] = head
@@ -93,13 +99,16 @@ def sum_window_take(w, acc, rows, i):
 
 @jit
 def window_sum(w, acc, suffix, k):
-    "Sum of value `k` over the window as of the last row taken in."
+    "Sum of value `k` over the window as of the last row taken in: its part of `suffix` (m, k) and of `acc` (k)."
     return suffix[w["head"] - w["prev"], k] + acc[k] if w["head"] < w["cur"] else acc[k]
 
 # %% ../../nbs/20_features/00_streaming.ipynb #bd23f56a
 @jit
 def sum_window_batch(win, rows, lo, hi, out, head):
-    "Trailing sums of rows `lo .. hi`: `out` (k, hi-lo) float64, `head` (hi-lo) first row inside; returns the suffix."
+    """Trailing sums of rows `lo .. hi`: `out` (k, hi-lo) float64, `head` (hi-lo) first row inside; returns the suffix.
+
+    `win`: `Window` with k accumulators; `rows`: `Rows`, clocks in us, values (n, k). Sums have the values' unit.
+    Blocks as in van Herk (1992) and Gil and Werman (1993)."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     for i in range(lo, hi):
         if must_turn(w, rows, i): suffix = sum_window_turn(w, acc, suffix, rows, i)
@@ -117,13 +126,17 @@ def new_window(width_s: int, n: int) -> Window:
 # %% ../../nbs/20_features/00_streaming.ipynb #ed592abf
 @jit
 def blend(mean, held, value, w):
-    "Mean of `mean` over a weight `held` and `value` over `w`, stepping from the heavier side, whose digits survive."
+    """Mean of `mean` over a weight `held` and `value` over `w`, stepping from the heavier side, whose digits survive.
+
+    Scalars: weights in us, `mean` and `value` in one unit."""
     if w > held: return value - (value - mean) * (held / (held + w))
     return mean + (value - mean) * (w / (held + w))
 
 @jit
 def merge_moments(a, ka, w, mean, m2):
-    "Merge weight, mean and second moment into the triple at `a[ka:ka+3]`; a weight of 0 changes nothing."
+    """Merge weight, mean and second moment into the triple at `a[ka:ka+3]`; a weight of 0 changes nothing.
+
+    Weights in us, the mean in the value's unit, the moment in its square times us. Chan, Golub and LeVeque (1983)."""
     if w == 0.0: return
     total = a[ka] + w
     delta = mean - a[ka + 1]
@@ -133,20 +146,24 @@ def merge_moments(a, ka, w, mean, m2):
 
 @jit
 def merge_row(a, rows, i, w):
-    "Merge row `i`, held for `w` us, into the triples of `a`, one per value; undefined (NaN) values have no time."
+    """Merge row `i`, held for `w` us, into the triples of `a`, one per value; undefined (NaN) values have no time.
+
+    `a` (3 k) triples of weight (us), mean, second moment; `rows`: `Rows` with values (n, k)."""
     for k in range(rows.x.shape[1]):
         v = rows.x[i, k]
         if v == v: merge_moments(a, 3 * k, w, v, 0.0)
 
 @jit
 def merge_all(a, b):
-    "Merge the triples of `b` into those of `a`."
+    "Merge the triples of `b` (3 k) into those of `a` (3 k): weights (us), means, second moments."
     for k in range(0, a.size, 3): merge_moments(a, k, b[k], b[k + 1], b[k + 2])
 
 # %% ../../nbs/20_features/00_streaming.ipynb #f57e51cd
 @jit
 def suffix_moments(suffix, rows, lo, hi):
-    "Triples of the holding times that begin in rows [i, hi) for each i of [lo, hi), merged from the end."
+    """Triples of the holding times that begin in rows [i, hi) for each i of [lo, hi), merged from the end.
+
+    `suffix` (m, 3 k) memory to use again; `rows`: `Rows`, clocks in us, values (n, k); row `hi` must be there."""
     suffix = room(suffix, hi - lo)
     for i in range(hi - 1, lo - 1, -1):
         own = suffix[i - lo]
@@ -157,13 +174,15 @@ def suffix_moments(suffix, rows, lo, hi):
 
 @jit
 def held_window_turn(w, acc, suffix, rows, i):
-    "Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow."
+    """Make row `i` the first of the current block; returns the suffix array, a larger one where it had to grow.
+
+    As `sum_window_turn`, with triples: `acc` (3 k), `suffix` (m, 3 k)."""
     acc[:] = 0.0
     return suffix_moments(suffix, rows, turn(w, i, rows.t[i] // w["width"], rows.fresh[i] != 0), i)
 
 @jit
 def held_window_take(w, acc, rows, i):
-    "Take row `i` of the current block in: it ends the time that the row before held."
+    "Take row `i` of the current block in: it ends the time (us) that the row before held, in `acc` (3 k)."
     edge, head, cur = rows.t[i] - w["width"], w["head"], w["cur"]
     if i > cur: merge_row(acc, rows, i - 1, float(rows.t[i] - rows.t[i - 1]))
     while head < cur and rows.t[head] < edge: head += 1
@@ -172,7 +191,7 @@ def held_window_take(w, acc, rows, i):
 # %% ../../nbs/20_features/00_streaming.ipynb #457499b3
 @jit
 def window_moments(w, acc, suffix, rows, i, total):
-    "Write into `total` the triples over the window as of row `i`, the last one taken in."
+    "Write into `total` (3 k) the triples over the window as of row `i`, the last one taken in."
     total[:] = 0.0
     head = w["head"]
     if head > 0 and not rows.fresh[head]:      # the row before prevailed at the left edge
@@ -183,7 +202,10 @@ def window_moments(w, acc, suffix, rows, i, total):
 
 @jit
 def held_window_batch(win, rows, lo, hi, mean, std):
-    "Time-weighted `mean` and `std` (k, hi-lo) of rows `lo .. hi`, NaN for undefined; returns the suffix array."
+    """Time-weighted `mean` and `std` (k, hi-lo) of rows `lo .. hi`, NaN for undefined; returns the suffix array.
+
+    `win`: `Window` with 3 k accumulators; `rows`: `Rows`, clocks in us, values (n, k), in whose unit the results
+    are."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     total = np.zeros(acc.size)
     for i in range(lo, hi):
@@ -238,7 +260,9 @@ STEP = np.dtype([("t", "i8"), ("segment", "i8"), ("value", "f8"), ("n", "i8")])
 
 @jit
 def step(s, t, value, gap_us):
-    "Whether a row begins a segment, and its log return (NaN where undefined); the next row is compared with it."
+    """Whether a row begins a segment, and its log return (NaN where undefined); the next row is compared with it.
+
+    `s`: record `STEP`; `t`, `gap_us` in us; `value` above 0, or NaN."""
     fresh, log_return = s["n"] == 0 or t - s["t"] > gap_us, np.nan
     if fresh: s["segment"], s["value"] = t, np.nan
     if value == value:
@@ -249,12 +273,17 @@ def step(s, t, value, gap_us):
 
 @jit
 def return_batch(s, t, value, gap_us, fresh, log_return):
-    "Segments' first rows and log returns (n) of rows with clocks `t` (us) and `value`s."
+    """Segments' first rows and log returns (n) of rows with clocks `t` (us) and `value`s.
+
+    `s`: record `STEP`; `t` (n) int64, `value` (n), NaN for undefined; `fresh` (n) uint8 and `log_return` (n) are
+    written."""
     for i in range(t.size): fresh[i], log_return[i] = step(s, t[i], value[i], gap_us)
 
 @jit
 def step_batch(s, t, value, gap_us, segment, fresh, log_return, dt):
-    "As `return_batch`, with the segment's first clock (us) and the seconds since the row before; NaN where undefined."
+    """As `return_batch`, with the segment's first clock (us) and the seconds since the row before; NaN where undefined.
+
+    Written: `segment` (n) int64 us, `fresh` (n) uint8, `log_return` (n), `dt` (n) s."""
     for i in range(t.size):
         before = s["t"]
         fresh[i], log_return[i] = step(s, t[i], value[i], gap_us)

@@ -17,7 +17,10 @@ __all__ = ['VALUES', 'QUOTES', 'quote_batch', 'quote_rows_batch', 'quote_window_
 # %% ../../nbs/20_features/04_ticker.ipynb #8c192ed5
 @jit
 def quote_batch(bid, ask, bid_size, ask_size, out):
-    "`out` (6, n): mid, spread, relative spread, spread in bps, microprice, volume imbalance, NaN where undefined."
+    """`out` (6, n): mid, spread, relative spread, spread in bps, microprice, volume imbalance, NaN where undefined.
+
+    `bid`, `ask` (n) quote; `bid_size`, `ask_size` (n) base; NaN for missing. Mid, spread, microprice in quote. The
+    microprice is that of Gatheral and Oomen (2010)."""
     for i in range(bid.size):
         out[:, i] = np.nan
         b, a, qb, qa = bid[i], ask[i], bid_size[i], ask_size[i]
@@ -35,14 +38,19 @@ VALUES = ("mid", "spread", "imbalance")           # what holds from one quote to
 
 @jit
 def quote_rows_batch(rows, lo, quotes):
-    "Lay quotes on the tape from row `lo`: mid, spread and volume imbalance of `quotes` (6, n)."
+    """Lay quotes on the tape from row `lo`: mid, spread and volume imbalance of `quotes` (6, n).
+
+    `rows`: `Rows` with `VALUES` (m, 3); mid and spread in quote, NaN where undefined."""
     for j in range(quotes.shape[1]):
         rows.x[lo + j, 0], rows.x[lo + j, 1], rows.x[lo + j, 2] = quotes[0, j], quotes[1, j], quotes[5, j]
         rows.count[lo + j, 2] = 0
 
 @jit
 def quote_window_batch(win, rows, lo, hi, out):
-    "Window columns of rows lo .. hi: `out` (4, n) time-weighted mean and std of mid, means of spread and imbalance."
+    """Window columns of rows lo .. hi: `out` (4, n) time-weighted mean and std of mid, means of spread and imbalance.
+
+    Mean, std and spread in quote. `win`: `Window` with 9 accumulators; `rows`: `Rows` of `quote_rows_batch`, clocks
+    in us."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     total = np.zeros(acc.size)
     for i in range(lo, hi):
@@ -92,7 +100,9 @@ declare(
 QUOTES = ("mid_price", "spread", "relative_spread", "spread_bps", "microprice", "volume_imbalance")
 
 def quote_arrays(frame: pl.DataFrame, t: np.ndarray) -> list[np.ndarray]:
-    "Bid, ask, bid size, ask size as float64 arrays (n), NaN for null; sizes that the frame lacks are all NaN."
+    """Bid, ask (quote), bid size, ask size (base) as float64 arrays (n), NaN for null; sizes that are missing all NaN.
+
+    `t` (n) clocks (int64 us), for the message if a value is infinite."""
     def floats(name):
         if name not in frame.columns: return np.full(frame.height, np.nan)
         return np.ascontiguousarray(frame[name].cast(pl.Float64).to_numpy(), np.float64)

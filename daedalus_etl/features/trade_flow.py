@@ -19,7 +19,7 @@ TRADED = ("tfi", "trade_vol", "trade_count")
 
 @jit
 def lay_trades(rows, lo, trades):
-    "Lay trades on the tape from row `lo` on."
+    "Lay `trades` (`TradeArrays`: us, sign, base) on the tape `rows` from row `lo` on, as `TRADE_VALUES` (base)."
     for j in range(trades.t.size):
         i, q = lo + j, trades.amount[j]
         rows.t[i], rows.fresh[i] = trades.t[j], 0
@@ -27,7 +27,9 @@ def lay_trades(rows, lo, trades):
 
 @jit
 def begin_block(w, acc, suffix, rows, i, block):
-    "Let `block` begin at row `i`, which need not be there yet; returns the suffix."
+    """Let `block` begin at row `i`, which need not be there yet; returns the suffix.
+
+    `w`: record `WINDOW`; `acc` (3) is set to 0; `suffix` (m, 3); `rows`: `Rows` of `TRADE_VALUES`, clocks in us."""
     acc[:] = 0.0
     return suffix_sums(suffix, rows.x, turn(w, i, block, False), i)
 
@@ -35,7 +37,9 @@ def begin_block(w, acc, suffix, rows, i, block):
 def traded_window_batch(win, rows, lo, hi, t, good, out):
     """Columns `TRADED` (3, n) as of books with clocks `t`, where `good`; trades lo .. hi are those still to be taken.
 
-    All trades are taken, those after the last book too. Returns the suffix."""
+    `t` (n) int64 us, `good` (n) bool; `rows`: `Rows` of `TRADE_VALUES` (base), clocks in us; `out`: imbalance
+    (Chordia, Roll and Subrahmanyam 2002), volume (base), number. All trades are taken, those after the last book
+    too. Returns the suffix."""
     w, acc, suffix, width = win.rec[0], win.acc, win.suffix, win.rec[0]["width"]
     x, at = rows.x, lo
     for j in range(t.size + 1):

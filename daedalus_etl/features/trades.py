@@ -28,7 +28,10 @@ VALUES = ("dollar", "volume", "bought", "sold", "r2")        # what a trade adds
 
 @jit
 def trade_rows_batch(rows, lo, price, amount, log_return):
-    "Lay trades on the tape from row `lo`: dollar volume, volume, bought, sold, squared return (0 where undefined)."
+    """Lay trades on the tape from row `lo`: dollar volume, volume, bought, sold, squared return (0 where undefined).
+
+    `rows`: `Rows` with `VALUES` (n, 5) and the counts of `count_signs`; `price` (m) quote, `amount` (m) base,
+    `log_return` (m), NaN where undefined."""
     for j in range(price.size):
         i, q, r = lo + j, amount[j], log_return[j]
         sign = rows.count[i, 2]
@@ -40,8 +43,10 @@ def trade_rows_batch(rows, lo, price, amount, log_return):
 def trade_window_batch(win, rows, lo, hi, out, count):
     """Window columns of rows lo .. hi; returns the suffix array.
 
-    `out` (6, n): vwap, volume, dollar volume, buy ratio, tfi, realised variance; `count` (n). The window's place and
-    its prefixes are kept in registers between turns: the loop of `sum_window_batch`, at twice its speed."""
+    `out` (6, n): vwap (quote; Berkowitz, Logue and Noser 1988), volume (base), dollar volume (quote), buy ratio,
+    tfi (Chordia, Roll and Subrahmanyam 2002), realised variance (Andersen and Bollerslev 1998); `count` (n) uint32.
+    `rows`: `Rows` as `trade_rows_batch` lays them, clocks in us. The window's place and its prefixes are kept in
+    registers between turns: the loop of `sum_window_batch`, at twice its speed."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     t, x, fresh, signs = rows.t, rows.x, rows.fresh, rows.count
     width, head, cur, prev = w["width"], w["head"], w["cur"], w["prev"]
@@ -118,7 +123,7 @@ def _floats(frame: pl.DataFrame, name: str) -> np.ndarray:
     return np.ascontiguousarray(frame[name].cast(pl.Float64).to_numpy(), np.float64)
 
 def check_trades(price: np.ndarray, amount: np.ndarray, t: np.ndarray) -> None:
-    "`BadDataError` unless prices are positive, amounts not negative, and all of them finite."
+    "`BadDataError` unless `price` (n, quote) is above 0, `amount` (n, base) 0 or more, both finite; `t` (n) us."
     check_values(price, "price", t, above=0.0)
     check_values(amount, "amount", t, above=-5e-324)
 

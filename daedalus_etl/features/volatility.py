@@ -20,7 +20,9 @@ OFI, MLOFI, RETURN, SPREAD, BID_SLOPE, ASK_SLOPE, COG, DEPTH, TIGHT, WIDE = rang
 # %% ../../nbs/20_features/12_volatility.ipynb #b66a20b3
 @jit
 def add_value(a, k, v):
-    "Extend number, mean and squared deviations at `a[k:k+3]` by the value `v`."
+    """Extend number, mean and squared deviations at `a[k:k+3]` by the value `v` (Welford 1962).
+
+    The mean has the value's unit, the deviations its square."""
     a[k] += 1.0
     delta = v - a[k + 1]
     a[k + 1] += delta / a[k]
@@ -28,7 +30,7 @@ def add_value(a, k, v):
 
 @jit
 def joined(n1, mean1, m1, n2, mean2, m2):
-    "Number, mean and squared deviations of two sets together."
+    "Number, mean and squared deviations of two sets together (scalars, one unit): Chan, Golub and LeVeque (1979)."
     if n2 == 0.0: return n1, mean1, m1
     if n1 == 0.0: return n2, mean2, m2
     n, delta = n1 + n2, mean2 - mean1
@@ -41,7 +43,9 @@ ACCUMULATORS = 8            # sums of ofi, mlofi and r^2; number, mean and devia
 
 @jit
 def roll_suffix(suffix, rows, lo, hi):
-    "Accumulators of the rows [i, hi), and of the time that they hold, for each i of [lo, hi), taken in from the end."
+    """Accumulators of the rows [i, hi), and of the time that they hold, for each i of [lo, hi), taken in from the end.
+
+    `suffix` (m, `ACCUMULATORS`) memory to use again; `rows`: `Rows` of `BOOK_VALUES` (n, 10), clocks in us."""
     suffix = room(suffix, hi - lo)
     a = np.zeros(ACCUMULATORS)
     t, x = rows.t, rows.x
@@ -61,7 +65,10 @@ def roll_suffix(suffix, rows, lo, hi):
 
 @jit
 def roll_window_batch(win, rows, lo, hi, out):
-    "Columns `ROLLED` (6, hi - lo) of rows lo .. hi; returns the suffix array."
+    """Columns `ROLLED` (6, hi - lo) of rows lo .. hi; returns the suffix array.
+
+    `win`: `Window` with `ACCUMULATORS`; `rows`: `Rows` of `BOOK_VALUES` (n, 10), clocks in us. Flows in base, the
+    rest pure numbers; NaN where undefined. Realised volatility as in Andersen and Bollerslev (1998)."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     t, x, fresh = rows.t, rows.x, rows.fresh
     width, head, cur, prev = w["width"], w["head"], w["cur"], w["prev"]
@@ -106,7 +113,9 @@ def roll_window_batch(win, rows, lo, hi, out):
 # %% ../../nbs/20_features/12_volatility.ipynb #8d63bc39
 @jit
 def moment_suffix(suffix, x, first, lo, hi):
-    "Number, mean and deviations of values `first`, `first + 1`, ... over the rows [i, hi) for each i of [lo, hi)."
+    """Number, mean and deviations of values `first`, `first + 1`, ... over the rows [i, hi) for each i of [lo, hi).
+
+    `suffix` (m, 3 k) memory to use again, for k values; `x` (n, 10) of the tape."""
     suffix = room(suffix, hi - lo)
     size = suffix.shape[1]
     a = np.zeros(size)
@@ -119,7 +128,10 @@ def moment_suffix(suffix, x, first, lo, hi):
 
 @jit
 def moment_window_batch(win, rows, first, lo, hi, out):
-    "Mean and standard deviation, in turns, of values from `first` on, into `out` (2 k, hi - lo); returns the suffix."
+    """Mean and standard deviation, in turns, of values from `first` on, into `out` (2 k, hi - lo); returns the suffix.
+
+    `win`: `Window` with 3 k accumulators; `rows`: `Rows` of `BOOK_VALUES` (n, 10), clocks in us. Results in the
+    values' unit. Welford (1962); Chan, Golub and LeVeque (1979)."""
     w, acc, suffix = win.rec[0], win.acc, win.suffix
     t, x, fresh = rows.t, rows.x, rows.fresh
     width, head, cur, prev = w["width"], w["head"], w["cur"], w["prev"]

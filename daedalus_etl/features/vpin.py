@@ -24,7 +24,9 @@ MANY = 1_000_000         # more whole buckets than this in one trade are counted
 
 @jit
 def fill_buckets(s, ratios, sign, amount):
-    "Put a trade of `amount` (base) into buckets; the imbalance of each complete one goes to the ring `ratios`."
+    """Put a trade of `amount` (base) into buckets; the imbalance of each complete one goes to the ring `ratios`.
+
+    `s`: record `BUCKET` (sizes in base); `ratios` (window) in [0, 1]; `sign` +1, -1, or 0 for half and half."""
     left = amount
     if left > MANY * s["next"]:          # the ring holds nothing but this trade afterwards
         whole = math.floor(left / s["next"]) - ratios.size - 1
@@ -44,7 +46,7 @@ def fill_buckets(s, ratios, sign, amount):
 
 @jit
 def mean_ratio(ratios, count):
-    "Mean over the ring, oldest first, NaN before it is full."
+    "Mean over the ring `ratios` (window), oldest first, NaN before `count` buckets have filled it."
     n, total = ratios.size, 0.0
     if count < n: return np.nan
     for k in range(n): total += ratios[(count + k) % n]
@@ -53,7 +55,9 @@ def mean_ratio(ratios, count):
 # %% ../../nbs/20_features/16_vpin.ipynb #4040df56
 @jit
 def count_day(s, t, amount):
-    "Count the day's volume; with the first trade of another day it becomes the size for buckets to come."
+    """Count the day's volume; with the first trade of another day it becomes the size for buckets to come.
+
+    `s`: record `BUCKET`; `t` clock (us, UTC days); `amount` in base."""
     day = t // DAY_US
     if day != s["day"]:
         if s["volume"] > 0.0: s["next"] = s["volume"] / DAY_BUCKETS
@@ -64,7 +68,11 @@ VPIN = ("vpin", "vpin_bucket_count", "vpin_bucket_size")
 
 @jit
 def vpin_batch(rec, ratios, auto, trades, t, good, out):
-    "Columns `VPIN` (3, n) as of books with clocks `t`, where `good`; all `trades` are taken, those after the last too."
+    """Columns `VPIN` (3, n) as of books with clocks `t`, where `good`; all `trades` are taken in.
+
+    `rec` (1) of `BUCKET`; `ratios` (window); `auto` (bool); `trades`: `TradeArrays`; `t` (n) int64 us, `good` (n)
+    bool; `out`: VPIN, number, size (base). Easley, Lopez de Prado and O'Hara (2012), with the venue's own taker
+    side."""
     s, at, value, known = rec[0], 0, np.nan, -1
     for j in range(t.size + 1):
         while at < trades.t.size and (j == t.size or trades.t[at] <= t[j]):
