@@ -7,7 +7,7 @@ BENCH := $(VENV)/.installed-bench
 RUN := PATH="$(BIN):$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test export readme lint docs bench
+.PHONY: help demo test export readme lint site docs bench
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +38,13 @@ readme: $(READY)  ## nbs/index.ipynb -> README.md
 lint: $(READY)  ## ruff over package, notebooks, tests and tools
 	@$(RUN) ruff check .
 
+site: $(READY)  ## faults of the site that show without quarto (ARGS=--quick: without nbdev's preprocessing)
+	@$(RUN) python tools/site.py --check $(ARGS)
+
 docs: $(READY)  ## the site, in _docs (needs quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs quarto on the PATH (https://quarto.org)"; exit 2; }
 	@$(RUN) nbdev_export
+	@$(RUN) python tools/readme.py && touch README.md    # nbdev_docs writes an older README.md anew, in quarto's form
 	@$(RUN) nbdev_docs
 
 bench: $(BENCH)  ## side-by-side runs against peers and the I/O floor
