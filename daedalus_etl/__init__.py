@@ -15,7 +15,7 @@ _HOMES = {
     "InputConfig": "core.config", "OutputConfig": "core.config", "TransformConfig": "core.config",
     "BaseTransform": "core.base", "StatefulTransform": "core.base", "TransformContext": "core.base",
     "register_transform": "core.registry", "TransformExecutor": "core.executor", "scan": "storage.dataset",
-    "read": "lake"}
+    "read": "lake", "PartitionExplorer": "explore.widgets"}
 
 def __getattr__(name: str):
     "Public names, imported at first use."

@@ -413,12 +413,14 @@ def test_exactly_once_with_two_racing_processes(tmp_path):
 
 def test_data_and_facts_never_disagree_through_kills(tmp_path):
     home, _ = dataset(tmp_path)
-    for i in range(1, 5):
+    for i in range(1, 40):              # four rounds; on a busy machine as many as it takes until something was written
         kill_at_random([("replace", tmp_path, 10 * i + k) for k in range(3)], longest=0.3, seed=i)
+        if not any(home.dataset.root.glob("_delta_log/*.json")): continue
         table = read_delta(home.dataset.root).collect()
         for day in range(1, 8):
             facts, found = home.footer(part(day=day)), table.filter(day=day)["value"].to_list()
             assert found == ([int(facts["key"])] * int(facts["rows"]) if facts else [])
+        if i >= 4 and home.footer(part(day=1)): break
     assert home.footer(part(day=1))
     vacuum_delta(home.dataset.root, retention_hours=0, dry_run=False)
     assert len(parquet(home.dataset.root)) == sum(len(home.files(part(day=d))) for d in range(1, 8))

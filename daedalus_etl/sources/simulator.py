@@ -57,7 +57,7 @@ def geometric(rng, mean):
 
 @jit
 def add(s, depth, i, lots, side):
-    "Rest `lots` at grid place `i` on a side (+1 bids, -1 asks)."
+    "Rest `lots` in `depth` (lots by grid place) at place `i` on a side (+1 bids, -1 asks)."
     depth[i] += lots
     if side > 0:
         s["bids"] += lots
@@ -68,7 +68,7 @@ def add(s, depth, i, lots, side):
 
 @jit
 def remove(s, depth, i, lots, side):
-    "Take `lots` from place `i`, and move the best price on if it is empty."
+    "Take `lots` from place `i` of `depth` (lots by grid place), and move the best price on if it is empty."
     depth[i] -= lots
     if side > 0:
         s["bids"] -= lots
@@ -105,7 +105,7 @@ def market(s, depth, rng, side, mean, trades, n):
 
 @jit
 def recentre(s, depth):
-    "Move the book to the middle of the grid where it comes near an edge."
+    "Move the book, `depth` (lots by grid place), to the middle of the grid where it comes near an edge."
     shift = (s["bid"] + s["ask"]) // 2 - GRID // 2
     if abs(shift) < GRID // 4: return
     moved = np.zeros_like(depth)
