@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 import altair as alt
 import numpy as np
 import polars as pl
@@ -30,6 +31,11 @@ class Sample:
     nulls: int                                  # null or NaN
     infinite: int = 0
     classes: tuple[str, ...] | None = None      # the order of classes that the type declares; None for numbers
+
+    @cached_property
+    def ordered(self) -> pl.Series:
+        "The numbers, in order."
+        return self.values.cast(pl.Float64).sort()
 
     def says(self, outside: int | None = None) -> str:
         "Its rows in words: how many are null, infinite or `outside` the axis."
@@ -88,7 +94,7 @@ _HUGE = 1e300                                   # beyond, the length of an axis 
 
 def _limits(samples: list[Sample]) -> tuple[float, float]:
     "The robust limits of an axis for all samples; those of all values if the robust ones are one point."
-    held = [s.values.cast(pl.Float64) for s in samples if len(s.values)]
+    held = [s.ordered for s in samples if len(s.values)]
     low = min(v.quantile(TAIL, "lower") for v in held)
     high = max(v.quantile(1 - TAIL, "higher") for v in held)
     if low == high: low, high = min(v.min() for v in held), max(v.max() for v in held)
@@ -203,8 +209,7 @@ STEPS = 500                                     # values of a distribution funct
 
 def _cumulative(s: Sample, low: float, high: float) -> pl.DataFrame:
     "The share of values up to x, at quantiles of the sample and at both ends of the axis."
-    ordered = s.values.cast(pl.Float64).sort()
-    n = len(ordered)
+    ordered, n = s.ordered, len(s.ordered)
     x = ordered.gather(np.linspace(0, n - 1, min(n, STEPS + 1)).round().astype(np.int64)) if n else ordered
     x = pl.concat([x.alias("x"), pl.Series("x", [low, high])]).unique().sort()
     up_to = ordered.search_sorted(x, side="right") / max(n, 1)
@@ -213,10 +218,10 @@ def _cumulative(s: Sample, low: float, high: float) -> pl.DataFrame:
 def ks_distance(a: pl.Series, b: pl.Series) -> float:
     "The Kolmogorov-Smirnov distance of two samples of defined values: max |F_a - F_b|; `ConfigError` if one is empty."
     if not (len(a) and len(b)): raise ConfigError("a sample without values", expected="two samples with values")
-    a, b = a.cast(pl.Float64).sort(), b.cast(pl.Float64).sort()
-    x = pl.concat([a.alias("x"), b.alias("x")]).unique()
-    gap = a.search_sorted(x, side="right") / len(a) - b.search_sorted(x, side="right") / len(b)
-    return float(gap.abs().max())
+    a, b = (np.sort(s.cast(pl.Float64).to_numpy()) for s in (a, b))
+    x = np.concatenate([a, b])
+    gap = np.searchsorted(a, x, side="right") / a.size - np.searchsorted(b, x, side="right") / b.size
+    return float(np.abs(gap).max())
 
 # %% ../../nbs/45_explore/02_distribution.ipynb #e9171879
 def _steps(samples: list[Sample], about: Label, limits: tuple, width: int = WIDTH) -> alt.Chart:
@@ -239,7 +244,7 @@ def _steps(samples: list[Sample], about: Label, limits: tuple, width: int = WIDT
 def _distance(samples: list[Sample]) -> str:
     "The distance of two samples, in words."
     if len(samples) < 2 or not all(len(s.values) for s in samples): return ""
-    return f"largest distance (Kolmogorov-Smirnov) D = {ks_distance(samples[0].values, samples[1].values):.3f}"
+    return f"largest distance (Kolmogorov-Smirnov) D = {ks_distance(samples[0].ordered, samples[1].ordered):.3f}"
 
 def _unordered(samples: list[Sample], title: str) -> alt.Chart | None:
     "The picture of classes where an order of values is needed; None for numbers."
