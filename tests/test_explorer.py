@@ -133,6 +133,39 @@ def test_brushing_draws_the_window(voila, page):
                            f"e.offsetHeight < {box['height'] + 20})")
 
 
+def test_the_wheel_draws_the_window_in_full(voila, page):
+    "Wheeling into a panel is a window as well: the kernel draws it, and says how many rows it has."
+    page.goto(voila)
+    explorer = Explorer(page, "wheel")
+    before = explorer.changed(b"")
+    explorer.tab("Series")
+    before = explorer.changed(before)
+    box = page.locator(".widget-tab-contents .vega-embed:visible").first.bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 120)
+    for _ in range(4): page.mouse.wheel(0, -200)
+    explorer.changed(before)
+    page.wait_for_function("h => [...document.querySelectorAll('.vega-embed')].some(e => e.offsetHeight > h + 100)",
+                           arg=box["height"])                    # the distribution inside the window is drawn below
+    explorer.sound()
+
+
+def test_a_click_on_what_moved_puts_it_in_focus(voila, page):
+    page.goto(voila)
+    explorer = Explorer(page, "click")
+    before = explorer.changed(b"")
+    explorer.select("reference", "simulated ETH-USDT 2026-01-15")
+    before = explorer.changed(before)
+    explorer.tab("Drift")
+    explorer.changed(before)
+    chosen = "() => [...document.querySelector('.daedalus-features select').selectedOptions].map(o => o.text)"
+    was, first = page.evaluate(chosen), page.locator(".daedalus table tbody td:visible").first.inner_text()
+    box = page.locator(".widget-tab-contents .vega-embed:visible").first.bounding_box()
+    page.mouse.click(box["x"] + 150, box["y"] + 28)             # the topmost bar
+    page.wait_for_function(f"(name) => ({chosen})().join() === name", arg=first)
+    assert was != [first]
+    explorer.sound()
+
+
 def test_a_fault_is_told_in_its_place_and_goes_away(voila, lake, page):
     "A file is damaged under the explorer: the panel says which, and once it is mended shows the picture again."
     page.goto(voila)

@@ -147,10 +147,6 @@ class LakeView:
         "The columns of the pick's files and their types; only footers are read."
         return self._scan(self.files(pick), pick)[1]
 
-    def clock(self, pick: Pick) -> str:
-        "The column that orders the pick's rows in time."
-        return clock_column(list(self.schema(pick)))
-
     def features(self, pick: Pick) -> dict[str, Label]:
         "The columns that can be drawn (numbers, classes, truth values), by name, with what is declared of them."
         files = self.files(pick)

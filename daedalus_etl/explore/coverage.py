@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 from ..core.enums import DataTier
 from ..core.errors import ConfigError, SchemaError
-from .labels import labels
+from .labels import label
 from .pictures import (
     STREAM, WIDTH, Frame, clock_name, inline, pick, say, share, tip, utc, utc_axis, utc_scale, utc_text)
 from .theme import MID, MISSING, SEQUENTIAL, SERIES, themed
@@ -223,7 +223,7 @@ def null_map(frame: Frame, features: Sequence[str] | None = None, *, channel: st
 
 def _null_chart(cells: pl.DataFrame, order: list[str], channel: str) -> alt.LayerChart:
     "Cells of time by feature, grey where nothing is null; the formula of each in its tooltip."
-    about = pl.DataFrame({"feature": order, "formula": [labels([n], channel)[n].meaning for n in order]})
+    about = pl.DataFrame({"feature": order, "formula": [label(n, channel).meaning for n in order]})
     lookup = alt.LookupData(data=inline(about), key="feature", fields=["formula"])
     base = alt.Chart(inline(cells)).transform_lookup(lookup="feature", from_=lookup).transform_calculate(
         at=utc_text("datum.start")).encode(
