@@ -160,6 +160,12 @@ def test_the_bibliography_exists(tool, site, tmp_path):
 
 # pictures
 
+def test_scripts_from_elsewhere(site):
+    chart = '<div></div><script>load("https://cdn.example.org/vega")</script>'
+    assert "another host" in only(site(code('#| fig-alt: "The mid over a day"\nchart', text__html=chart)))
+    assert site(code("table", text__html='<a href="https://x.org">x</a><script>filter()</script>')) == []
+
+
 def test_pictures_have_words(site):
     assert "no alt text" in only(site(md("![](data.png)"), files={"nbs/data.png": ""}))
     assert site(md("![A chart of the mid](data.png)"), files={"nbs/data.png": ""}) == []

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKDOWN = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data_samples/README.md")
 SHOWN_PICTURES = ("image/png", "image/svg+xml", "image/jpeg")
 CHART_MIME = re.compile(r"application/vnd\.vega(lite)?\.v\d")
+REMOTE = re.compile(r"<script\b(?:(?!</script).)*?https?://", re.S)
 DRAWING = re.compile(r"<svg\b|<canvas\b|vega-embed|vegaEmbed")
 MIN_ALT = 12                     # characters: less says nothing about a picture
 MIN_WORDS = 3                    # of a docstring: less says what the name says
@@ -218,6 +219,12 @@ def alt_faults(nb: Path, where: str):
             alt = next((m.split(":", 1)[1].strip(" \"'") for m in marks(c) if m.startswith("fig-alt:")), "")
             if len(alt) < MIN_ALT: yield f"{where}: cell {c['id']}: its picture has no `#| fig-alt:`"
 
+def remote_faults(nb: Path, where: str):
+    "Outputs whose scripts fetch from elsewhere: a page must be whole without a network."
+    for c in filter(is_code, cells(nb)):
+        shown = "".join(text(o.get("data", {}).get("text/html", "")) for o in c["outputs"])
+        if REMOTE.search(shown): yield f"{where}: cell {c['id']}: its output loads a script from another host"
+
 
 # docstrings
 
@@ -327,7 +334,7 @@ def faults(root: Path = ROOT, *, quick: bool = False) -> list[str]:
     for nb in pages(root):
         where = nb.relative_to(root).as_posix()
         found += chain(title_faults(nb, where), import_faults(nb, where), link_faults(nb, where, root),
-                       cite_faults(nb, where, keys), alt_faults(nb, where))
+                       cite_faults(nb, where, keys), alt_faults(nb, where), remote_faults(nb, where))
     for path in (root / m for m in MARKDOWN):
         if path.exists(): found += link_faults(path, path.relative_to(root).as_posix(), root)
     for path in sorted((root / "daedalus_etl").rglob("*.py")):
