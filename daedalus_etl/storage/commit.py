@@ -19,7 +19,7 @@ from ..core.config import OutputConfig
 from ..core.enums import CompressionCodec
 from ..core.errors import CorruptFileError, TransformError
 from .disk import (
-    Lock, SumAlong, create, disk_errors, fsync_dir, fsync_file, make_dirs, remove, rename, touch)
+    Lock, SumAlong, create, disk_errors, fsync_dir, fsync_file, make_dirs, new_file, remove, rename, touch)
 from .partitions import Partition
 
 # %% auto #0
@@ -213,8 +213,8 @@ def stage(dataset: Dataset, frame: pl.LazyFrame, output: OutputConfig,
         said.update(footer())
         return {FOOTER + k: v for k, v in said.items()}
     try:
-        with sinking(slot.path), SumAlong(slot.path) as along:
-            frame.sink_parquet(slot.path, **_writer(output), sync_on_close="all", metadata=metadata)
+        with sinking(slot.path), new_file(slot.path) as file, SumAlong(slot.path) as along:
+            frame.sink_parquet(file, **_writer(output), sync_on_close="all", metadata=metadata)
         with disk_errors(slot.path): size = slot.path.stat().st_size
         return Staged(slot, _checked_rows(slot.path, frame), size, along.sha256, said)
     except BaseException:

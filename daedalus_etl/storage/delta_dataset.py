@@ -24,10 +24,11 @@ __all__ = ['StagedDelta', 'DeltaDataset']
 from ..core.config import OutputConfig
 from ..core.errors import ConflictError, PartitionError
 from ..core.filters import sanitize_symbol
-from .commit import FOOTER, Dataset, fsync_dir, make_dirs, read_footer
+from .commit import FOOTER, Dataset, read_footer
 from .delta import COMMIT_ATTEMPTS, TIME_TYPES, open_table, ready_table
 from .delta_files import import_delta, table_files
 from .delta_types import stored_type, type_note
+from .disk import fsync_dir, make_dirs, new_file
 from .partitions import DELTA_LOG, Partition, is_delta
 
 # %% ../../nbs/10_storage/09a_delta_dataset.ipynb #643a053d
@@ -174,10 +175,11 @@ class DeltaDataset:
         make_dirs(path.parent)
         kept = _Kept()
         try:
-            _without_keys(frame, partition, str(root), kept).sink_parquet(
-                path, compression=output.compression.value, compression_level=output.compression_level,
-                row_group_size=output.row_group_size, sync_on_close="all",
-                metadata=kept.keep(lambda _: {FOOTER + k: v for k, v in footer().items()}))
+            with new_file(path) as file:
+                _without_keys(frame, partition, str(root), kept).sink_parquet(
+                    file, compression=output.compression.value, compression_level=output.compression_level,
+                    row_group_size=output.row_group_size, sync_on_close="all",
+                    metadata=kept.keep(lambda _: {FOOTER + k: v for k, v in footer().items()}))
             rows = pl.scan_parquet(path, hive_partitioning=False).select(pl.len()).collect().item()
             key = read_footer(path).get("key")
             return StagedDelta(self, partition, path, before, key, rows, path.stat().st_size)

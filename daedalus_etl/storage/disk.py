@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,7 +22,8 @@ from ..core.errors import ConflictError, StorageError
 
 # %% auto #0
 __all__ = ['LOCK_TIMEOUT_S', 'syscall', 'disk_errors', 'free_bytes', 'check_writable', 'fsync_file', 'fsync_dir', 'make_dirs',
-           'create', 'rename', 'touch', 'remove', 'exchange', 'Lock', 'write_whole', 'file_sha256', 'SumAlong']
+           'create', 'new_file', 'rename', 'touch', 'remove', 'exchange', 'Lock', 'write_whole', 'file_sha256',
+           'SumAlong']
 
 # %% ../../nbs/10_storage/02a_disk.ipynb #fecf4191
 def syscall(call: Callable, *args, **kwargs) -> Any:
@@ -107,6 +109,15 @@ def create(path: Path, data: bytes) -> None:
             while view: view = view[syscall(os.write, fd, view):]
             syscall(_full_fsync, fd)
     finally: os.close(fd)
+
+@contextmanager
+def new_file(path: Path) -> Iterator[FileIO]:
+    """A new file, open, for a library to write to; `FileExistsError` if there is one, and a link is not followed.
+
+    Given a path, polars' writer may make the file after its query has failed and we have cleaned up; given an open file
+    it writes to that one, which has no name any more."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with FileIO(syscall(os.open, path, flags, 0o666), "wb") as f: yield f
 
 def rename(source: Path, target: Path) -> None:
     "Rename a file or folder over `target`, durably: the moment at which readers see it."
