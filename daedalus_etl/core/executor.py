@@ -9,6 +9,7 @@ import pickle
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -20,7 +21,7 @@ from .outputs import Target, target_of
 from .plan import Unit, units_of
 from .progress import Progress
 from .report import RunReport, UnitReport
-from .rest import Rest
+from .rest import Rest, unpublished
 from .step import Job, Together, finish, recover_outputs, step
 from ..run.local import Borrowed, Pool, Processes, Threads
 from ..run.signals import AtOnce, stop_on
@@ -105,10 +106,11 @@ class TransformExecutor:
             self._run(job, pool, units, report)
             if rest: report.units += rest.finish(report)
         except KeyboardInterrupt:
-            for dataset in () if dry_run else datasets: sweep(dataset)      # of workers that were ended, too
+            if rest and job.at_once: unpublished(report, "the run was stopped")
             raise
         finally:
             discard(job.together.pending)
+            if not dry_run and isinstance(pool, Processes): _swept(datasets)
             transform.finalize(context)
         return report
 
@@ -151,6 +153,10 @@ def _check_travels(transform: BaseTransform) -> None:
     except Exception as e:
         raise ConfigError(f"the transform {transform.config.name!r} cannot be sent to another process: {e}",
                           fix="Keep what cannot be pickled out of it, or use the pool 'threads'.") from e
+
+def _swept(datasets: Iterable[Dataset]) -> None:
+    "Workers that were ended in the middle of their work leave something in the stages."
+    for dataset in datasets: sweep(dataset)
 
 def _targets(job: Job, units: list[list[Unit]]) -> list[dict[str, Target]]:
     return [job.chain(chain[0].partition).targets for chain in units]

@@ -14,7 +14,7 @@ from ..storage.partitions import Partition
 if TYPE_CHECKING: from daedalus_etl.core.step import Job
 
 # %% auto #0
-__all__ = ['Rest']
+__all__ = ['Rest', 'unpublished']
 
 # %% ../../nbs/40_run/02a_rest.ipynb #b37f2a54
 class Rest:
@@ -29,7 +29,7 @@ class Rest:
         "Publish what was kept, unless a unit failed; returns reports on partitions that no unit makes."
         if self.job.dry_run: return [UnitReport(p, "vanished", why) for p, why in self._gone().items()]
         gone = self._gone()
-        if self.job.at_once and report.failed: _unpublished(report)
+        if self.job.at_once and report.failed: unpublished(report, "another unit failed")
         elif self.job.at_once and (changes := [*self.job.together.pending, *self._removals()]):
             commit(changes, whole=self.seen)
         return [UnitReport(p, "vanished", why) for p, why in gone.items()]
@@ -49,9 +49,9 @@ class Rest:
             found |= {p.path: why for p in vanished(t, spec, self.units)}
         return found
 
-def _unpublished(report: RunReport) -> None:
+def unpublished(report: RunReport, why: str) -> None:
     "Nothing of a run with a failed unit is published: say so of the units that were computed."
     for u in report.units:
         if u.status != "written": continue
-        u.status, u.reason = "skipped", "not published: another unit failed, and the run is published as one"
+        u.status, u.reason = "skipped", f"not published: {why}, and the run is published as one"
         u.rows, u.bytes = {}, {}

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/35_run/00a_signals.ipynb #35a1e903
 from __future__ import annotations
+import os
 import signal
 import sys
 import threading
@@ -35,8 +36,12 @@ def stop_on(stop: Event) -> Iterator[None]:
     def told(signum: int, frame: object) -> None:
         if stop.is_set(): raise AtOnce
         stop.set()
-        print("stopping: the partitions under way are finished; once more to drop them", file=sys.stderr, flush=True)
+        _say("\nstopping: the partitions under way are finished; once more to drop them\n")
     with _handling((signal.SIGINT, signal.SIGTERM), told, over=(signal.default_int_handler, interrupt)): yield
+
+def _say(text: str) -> None:
+    "To a program's own stderr, past its buffers: the signal may have come while something was written to them."
+    if sys.stderr is sys.__stderr__: os.write(2, text.encode())
 
 @contextmanager
 def _handling(signals: tuple[int, ...], handler, over: tuple) -> Iterator[None]:
