@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..core.errors import StateError
 from ..core.state import dump_state, load_state, state_hash
-from .commit import Dataset, put_artifact
+from .commit import Dataset
+from .object_lake import ObjectDataset
 
 # %% auto #0
 __all__ = ['StateKey', 'state_path', 'state_bytes', 'save_artifact', 'load_artifact', 'read_state']
@@ -29,27 +30,28 @@ class StateKey:
 
 def state_path(dataset: Dataset, digest: str) -> Path:
     "Where the state of that hash lies, whether it exists or not."
-    return dataset.meta / "states" / f"{digest}.state"
+    return dataset.meta / _name(digest)
+
+def _name(digest: str) -> str: return f"states/{digest}.state"
 
 def state_bytes(key: StateKey, state: Mapping) -> bytes:
     "`state` as it is kept and hashed: with the key that it was made by."
     return dump_state(dict(state), key.header)
 
-def save_artifact(dataset: Dataset, data: bytes) -> str:
+def save_artifact(dataset: Dataset | ObjectDataset, data: bytes) -> str:
     "Write the bytes of a state beside the dataset, durable and under their hash, which is returned."
-    put_artifact(dataset, state_path(dataset, digest := state_hash(data)), data, mend=True)
+    dataset.keep(_name(digest := state_hash(data)), data, mend=True)
     return digest
 
-def load_artifact(dataset: Dataset, key: StateKey, digest: str) -> dict:
+def load_artifact(dataset: Dataset | ObjectDataset, key: StateKey, digest: str) -> dict:
     "The state of that hash; `StateError` if it is missing, damaged, or made by something else than `key`."
-    path = state_path(dataset, digest)
+    path, data = f"{dataset.meta}/{_name(digest)}", dataset.kept(_name(digest))
     again = "Recompute the partition."
-    if not path.exists():
+    if data is None:
         raise StateError("the state that the partition's footer names is missing", path=path, fix=again)
-    data = path.read_bytes()
     if state_hash(data) != digest:
         raise StateError("the state is damaged: its content is not what its name says", path=path, fix=again)
-    return read_state(data, key, str(path))
+    return read_state(data, key, path)
 
 def read_state(data: bytes, key: StateKey, where: str) -> dict:
     "The state in `data`; `StateError` unless it was made by `key`."
