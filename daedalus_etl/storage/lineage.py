@@ -48,7 +48,7 @@ def _seen_from(lake: str, root: str) -> str:
     return root.removeprefix(f"{lake}/")
 
 def _listed(f: FileInfo) -> list:
-    return [f.relative, f.size, f.etag] if getattr(f, 'etag', '') else [f.relative, f.size, f.mtime_ns, f.inode]
+    return [f.relative, f.size, f.etag] if f.etag else [f.relative, f.size, f.mtime_ns, f.inode]
 
 def read_record(path: Path) -> dict[str, Any]:
     "The content of a record; CorruptFileError if it is damaged."
