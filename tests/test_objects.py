@@ -9,6 +9,7 @@ import pytest
 
 from daedalus_etl.core.errors import ConfigError, InputChangedError, InputNotFoundError, MissingExtraError, StorageError
 from daedalus_etl.storage import buckets, objects
+from daedalus_etl.storage.guarantees import probe
 from daedalus_etl.storage.objects import (
     AlreadyThere, ObjectInfo, Replaced, create, fetch, head, is_url, join_url, list_folder, put, read, remove, replace,
     walk)
@@ -196,3 +197,27 @@ def test_addresses():
     assert join_url("s3://a/", "b/", "", "c=%2F") == "s3://a/b/c=%2F"
     with pytest.raises(ConfigError): head("s3:///a")
     assert ObjectInfo("s3://a", 1, "x") < ObjectInfo("s3://b", 0, "")
+
+
+# ---- what a store keeps
+
+def test_a_store_with_conditions(bucket):
+    found = probe(f"{bucket}/lake")
+    assert (found.create_only, found.compare_and_swap, found.one_winner, found.conditional) == (True,) * 4
+    assert (found.read_after_put, found.list_after_put, found.ranges) == (True,) * 3
+    assert found.put_ms > 0
+    assert list(walk(bucket)) == []
+
+
+def test_a_store_that_ignores_conditions_is_found_out(lax_bucket):
+    found = probe(f"{lax_bucket}/lake")
+    assert (found.create_only, found.compare_and_swap, found.one_winner, found.conditional) == (False,) * 4
+    assert (found.read_after_put, found.list_after_put, found.ranges) == (True,) * 3
+    assert list(walk(lax_bucket)) == []
+
+
+def test_a_store_that_checks_creations_only(store_server, bucket, monkeypatch):
+    with Proxy(store_server, strip=("if-match",)) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        found = probe(bucket)
+    assert (found.create_only, found.compare_and_swap, found.conditional) == (True, False, False)
