@@ -1,4 +1,4 @@
-"""A lake on an object store: the bytes of the local run, one conditional PUT per partition, and nothing half-written."""
+"""A lake on an object store: the bytes of the local run, a conditional PUT for each partition, nothing half-written."""
 import hashlib
 import json
 import os
@@ -20,7 +20,7 @@ from daedalus_etl import cli
 from daedalus_etl.core.config import FeatureConfig, FilterSpec, OutputConfig
 from daedalus_etl.core.enums import DataFormat, WriteMode
 from daedalus_etl.core.errors import ConfigError, ConflictError, StorageError
-from daedalus_etl.storage import object_lake, objects
+from daedalus_etl.storage import object_lake
 from daedalus_etl.storage.lineage import lineage
 from daedalus_etl.storage.object_lake import StagedObject
 from daedalus_etl.storage.objects import head, put, read, remove, walk
@@ -151,7 +151,8 @@ def test_what_is_up_to_date_costs_no_put(bronze, bucket, store_server, monkeypat
 
 
 def test_a_plan_only_reads(bronze, bucket, store_server, monkeypatch):
-    with watched(monkeypatch, store_server) as proxy: report = run(lakes.trades(bronze, f"{bucket}/lake"), dry_run=True)
+    with watched(monkeypatch, store_server) as proxy:
+        report = run(lakes.trades(bronze, f"{bucket}/lake"), dry_run=True)
     assert set(statuses(report)) == {"new"} and set(counts(proxy)) <= {"GET", "HEAD"}
     assert list(walk(bucket)) == []
 
@@ -255,8 +256,8 @@ def test_a_replacement_that_was_overtaken_is_refused(tmp_path, bucket, monkeypat
     lakes.put(source, tape(8), 8)
     run(lakes.trades(source, lake), features=FeatureConfig(rolling_windows=(3,)))
     at_the_same_time(monkeypatch, 2)
-    jobs = (lambda f=f: run(lakes.trades(source, lake), features=f) for f in (SMALL, FeatureConfig(rolling_windows=(7,))))
-    results = race(*jobs)
+    both = SMALL, FeatureConfig(rolling_windows=(7,))
+    results = race(*(lambda f=f: run(lakes.trades(source, lake), features=f) for f in both))
     assert sorted(isinstance(r, ConflictError) for r in results) == [False, True]
 
 
@@ -290,7 +291,8 @@ def test_overwrite_and_atomic_runs_are_refused_with_the_reason(tmp_path, bronze,
         run(lakes.trades(bronze, f"{bucket}/lake", mode=WriteMode.OVERWRITE))
     with pytest.raises(ConfigError, match="folders of this machine"):
         run(lakes.trades(bronze, f"{bucket}/lake", format=DataFormat.DELTA))
-    whole = lakes.config("trades_features", bronze, f"{bucket}/lake", output=TRADES).model_copy(update={"atomic": "run"})
+    whole = lakes.config("trades_features", bronze, f"{bucket}/lake", output=TRADES)
+    whole = whole.model_copy(update={"atomic": "run"})
     with pytest.raises(ConfigError, match="one by one"):
         run(lakes.create_transform("trades_features", whole))
     assert list(walk(bucket)) == []
@@ -324,9 +326,10 @@ def test_append_adds_an_input_once(tmp_path, bucket):
 def test_of_two_appends_of_different_inputs_none_stays_unseen(tmp_path, bucket, monkeypatch):
     for name, n in (("a", 100), ("b", 200)): lakes.put(tmp_path / name, tape(8).head(n), 8)
     at_the_same_time(monkeypatch, 2)
-    results = race(*(lambda n=n: run(lakes.trades(tmp_path / n, f"{bucket}/lake", mode=WriteMode.APPEND)) for n in "ab"))
+    def append(name): return run(lakes.trades(tmp_path / name, f"{bucket}/lake", mode=WriteMode.APPEND))
+    results = race(*(lambda n=n: append(n) for n in "ab"))
     told = [r for r in results if isinstance(r, ConflictError)]
-    left = [n for n in sums(f"{bucket}/lake", TRADES)]
+    left = sums(f"{bucket}/lake", TRADES)
     assert told and len(left) == 2 - len(told)
 
 
@@ -443,7 +446,7 @@ def test_others_read_the_lake(bronze, local, bucket):
     assert_frame_equal(asked, mine)
     fs = S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"].removeprefix("http://"), scheme="http",
                       region="us-east-1", access_key="tester", secret_key=CANARY)
-    table = pads.dataset(f"{bucket[5:]}/lake/{TRADES}", filesystem=fs, format="parquet", partitioning="hive").to_table()
+    table = pads.dataset(f"{bucket[5:]}/lake/{TRADES}", filesystem=fs, format="parquet").to_table()
     assert table.num_rows == mine.height
     from daedalus_etl.storage.dataset import scan
     ours = scan(f"{bucket}/lake/{TRADES}").collect()
@@ -479,7 +482,8 @@ def test_no_secret_is_in_any_object_message_or_report(tmp_path, bronze, bucket, 
     lake = f"{bucket}/lake"
     report = run(lakes.trades(bronze, lake))
     said = [repr(report), json.dumps(lineage(f"{lake}/{TRADES}/{leaf(8)}/part-0.parquet"))]
-    with watched(monkeypatch, store_server, answer=lambda m, p: (403, b"<Code>AccessDenied</Code>") if m == "PUT" else None):
+    def deny(method, path): return (403, b"<Code>AccessDenied</Code>") if method == "PUT" else None
+    with watched(monkeypatch, store_server, answer=deny):
         with pytest.raises(StorageError) as e: run(lakes.trades(bronze, f"{bucket}/other"))
         said.append("".join(map(str, (e.value, e.value.__cause__, getattr(e.value, "__notes__", "")))))
         args = ["trades", "--input", str(bronze), "--output", f"{bucket}/third", "--debug"]

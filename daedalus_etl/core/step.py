@@ -6,6 +6,7 @@
 from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..storage.journal import Change, commit_lakes, recover
 from ..storage.object_lake import dataset_of
 from ..storage.objects import is_url
 from ..storage.partitions import Partition, PartitionFiles
+from ..storage.spool import spooled
 from ..storage.state import end_file, load_artifact, read_end, read_state, write_end
 if TYPE_CHECKING: import polars as pl
 
@@ -240,8 +242,10 @@ class _Try:
         unit, together = self.unit, self.job.together
         check_room(self.chain.targets.values(), present.values())
         if self.stateful: self.transform.state = dict(load())
-        work = UnitRun(unit, self.transform, self.chain.made_by, self._context(), self.chain.targets, present, parent)
-        report = work.run(self._publish)
+        with ExitStack() as ahead:
+            work = UnitRun(unit, self.transform, self.chain.made_by, self._context(ahead), self.chain.targets, present,
+                           parent)
+            report = work.run(self._publish)
         if self.job.limited: together.left -= min(together.left, report.rows_in)
         if not self.stateful: return report, HandOff(unit.partition)
         return report, HandOff(unit.partition, report.state or NO_PAST, state=dict(self.transform.state))
@@ -252,17 +256,18 @@ class _Try:
         if self.job.at_once: self.job.together.pending.extend(changes)
         else: commit_lakes(changes)
 
-    def _context(self) -> TransformContext:
+    def _context(self, ahead: ExitStack) -> TransformContext:
         unit, job = self.unit, self.job
         after = [files[0].partition.start for files in unit.following.values() if files]
         return TransformContext(
             has_past=unit.previous is not None, until=after[0] if after else None, feature_config=self.chain.features,
             execution_id=job.execution_id, filter_spec=job.spec,
             stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
-            lookahead={n: self._later(n, files) for n, files in unit.following.items() if files},
+            lookahead={n: self._later(n, files, ahead) for n, files in unit.following.items() if files},
             limit_rows=job.together.left)
 
-    def _later(self, name: str, files: tuple[PartitionFiles, ...]) -> Iterator[pl.LazyFrame]:
-        "The stream's later partitions, each opened only when it is asked for."
+    def _later(self, name: str, files: tuple[PartitionFiles, ...], ahead: ExitStack) -> Iterator[pl.LazyFrame]:
+        "The stream's later partitions, each opened only when it is asked for; copies of objects go with `ahead`."
         c = self.transform.config.inputs[name]
-        for pf in files: yield scan_partition(pf, contract_of(c, self.chain.features.clock), c.format, c.extra)
+        contract = contract_of(c, self.chain.features.clock)
+        for pf in files: yield scan_partition(ahead.enter_context(spooled(pf)), contract, c.format, c.extra)

@@ -31,6 +31,7 @@ from ..storage.limits import check_limits
 from ..storage.lineage import input_facts, save_record
 from ..storage.object_lake import StagedObject
 from ..storage.partitions import TIME_KEYS, PartitionFiles, check_sizes
+from ..storage.spool import spooled
 from ..storage.state import save_artifact, state_bytes
 from ..storage.text import settle_lines, text_fault
 
@@ -169,7 +170,8 @@ class UnitRun:
         "Compute the unit and publish it; nothing is published unless all of it succeeded."
         began, report = time.perf_counter(), UnitReport(self.unit.partition.path, "written")
         with ExitStack() as stack:
-            checked = {name: self._checked(name, pf) for name, pf in self.unit.inputs.items()}
+            files = {name: stack.enter_context(spooled(pf)) for name, pf in self.unit.inputs.items()}
+            checked = {name: self._checked(name, pf) for name, pf in files.items()}
             for name, found in checked.items():     # from here on, of the files that were not set aside
                 c = self.transform.config.inputs[name]
                 stack.enter_context(reading(found.files, contract_of(c, self.context.feature_config.clock), c.format))
