@@ -24,6 +24,7 @@ from daedalus_etl.storage import object_lake
 from daedalus_etl.storage.lineage import lineage
 from daedalus_etl.storage.object_lake import StagedObject
 from daedalus_etl.storage.objects import head, put, read, remove, walk
+from daedalus_etl.storage.verify import gc, verify
 from lakes import BTC, ETH, SMALL, leaf, run, statuses, tape
 from objects import CANARY, Proxy, use
 
@@ -168,7 +169,8 @@ def test_a_changed_day_is_replaced_and_the_rest_is_left(tmp_path, bucket, store_
     changed = {u for u, e in before.items() if head(u).etag != e}
     assert [u.split("day=")[1] for u in changed] == ["10/part-0.parquet"]
     assert rows_of(f"{lake}/{TRADES}/{leaf(10)}").height == 300
-    assert counts(proxy)["DELETE"] + counts(proxy)["POST"] <= 2              # rows set aside from the old one; the probe
+    puts = [p for m, p in proxy.seen if m == "PUT" and "/doctor/" not in p]
+    assert sorted(p.rpartition(".")[2] for p in puts) == ["json", "parquet", "state"]
 
 
 def test_what_has_lost_its_input_is_named(tmp_path, bucket):
@@ -493,3 +495,51 @@ def test_no_secret_is_in_any_object_message_or_report(tmp_path, bronze, bucket, 
     assert CANARY not in "".join(said)
     assert not [o.url for o in walk(bucket) if CANARY.encode() in read(o.url)]
     assert all(CANARY.encode() not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+
+
+# ------------------------------------------------------------------------------------------------- maintenance
+
+def test_verify_finds_what_is_not_as_it_was_committed(tmp_path, bucket, capsys):
+    source, lake = tmp_path / "trades", f"{bucket}/lake"
+    for day in DAYS: lakes.put(source, tape(day), day)
+    run(lakes.trades(source, lake))
+    assert verify(lake)["fault"].to_list() == [""] * 3
+    assert cli.main(["verify", lake]) == 0
+    place = f"{lake}/{TRADES}"
+    first = bytearray(read(f"{place}/{leaf(8)}/part-0.parquet"))
+    first[100] ^= 1
+    put(f"{place}/{leaf(8)}/part-0.parquet", bytes(first))
+    footer = object_lake.object_footer(head(f"{place}/{leaf(9)}/part-0.parquet"))
+    remove(f"{lake}/.daedalus/{TRADES}/states/{footer['state']}.state")
+    faults = dict(verify(lake).select("file", "fault").iter_rows())
+    assert "bytes are not those" in faults[f"{leaf(8)}/part-0.parquet"]
+    assert "missing" in faults[f"{leaf(9)}/part-0.parquet"]
+    capsys.readouterr()
+    assert cli.main(["verify", lake]) == 1
+    assert f"{place}/{leaf(8)}/part-0.parquet" in capsys.readouterr().err
+
+
+def test_gc_removes_what_no_result_names(tmp_path, bucket, capsys):
+    source, lake = tmp_path / "trades", f"{bucket}/lake"
+    for day in (8, 9): lakes.put(source, tape(day), day)
+    run(lakes.trades(source, lake), features=FeatureConfig(rolling_windows=(7,)))
+    old = set(sums(lake, ".daedalus"))
+    run(lakes.trades(source, lake))
+    run(lakes.trades(source, lake), limit_rows=10)
+    before = of(sums(lake))
+    assert gc(lake).height == 0                                              # all of it is young
+    would = gc(lake, min_age_s=0, dry_run=True)
+    assert gc(lake, min_age_s=0).equals(would) and set(would["path"]) >= old
+    left = sums(lake)
+    assert {k: v for k, v in before.items() if k in left} == of(left) and not any("scratch" in n for n in left)
+    assert verify(lake)["fault"].to_list() == [""] * 2
+    assert set(statuses(run(lakes.trades(source, lake)))) == {"done"}
+    with pytest.raises(ConfigError, match="by hand"): gc(lake, vanished=True)
+
+
+def test_status_of_a_lake_on_a_bucket(bronze, bucket, capsys):
+    assert cli.main(["trades", "--input", str(bronze), "--output", f"{bucket}/lake"]) == 0
+    capsys.readouterr()
+    assert cli.main(["status", "--input", str(bronze.parent), "--output", f"{bucket}/lake"]) == 0
+    said = capsys.readouterr().out
+    assert f"{bucket}/lake/silver/trades" in said and " 6 " in said

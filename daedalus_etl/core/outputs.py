@@ -164,7 +164,7 @@ class ObjectTarget(Target):
     def present(self, partition: Partition) -> ObjectPresent:
         "What there is of `partition` now: its folder is listed, and the footers of our objects are read."
         found = self.dataset.look(partition)
-        seen = Snapshot(tuple((n, o.size, int(o.modified.timestamp() * 1e9), 0) for n, o in found.items()))
+        seen = Snapshot(tuple((n, o.size, 0, 0) for n, o in found.items()))     # versions are told by their tags
         footers = {n: object_footer(o) or {} for n, o in found.items() if n.startswith("part-")}
         return ObjectPresent(seen, footers, found)
 

@@ -40,7 +40,7 @@ def verify(args: argparse.Namespace) -> None:
           f"{faults.height} at fault")
     if faults.height:
         raise CorruptFileError(f"{faults.height} of {found.height} files: {faults['fault'][0]}",
-                               path=Path(args.path) / faults["dataset"][0] / faults["file"][0],
+                               path="/".join([args.path, faults["dataset"][0], faults["file"][0]]),
                                fix="Remove the file and run again: it is computed anew from its input.")
 
 def gc(args: argparse.Namespace) -> None:

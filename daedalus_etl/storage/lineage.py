@@ -17,7 +17,8 @@ from .objects import fetch, head, is_url, join_url, list_folder, split_url
 from .partitions import FileInfo, Partition, PartitionFiles
 
 # %% auto #0
-__all__ = ['record_name', 'record_path', 'save_record', 'input_facts', 'read_record', 'locate', 'lineage', 'locate_object']
+__all__ = ['record_name', 'record_path', 'save_record', 'input_facts', 'read_record', 'parse_record', 'locate', 'lineage',
+           'locate_object']
 
 # %% ../../nbs/10_storage/05_lineage.ipynb #b1e52e02
 def record_name(footer: Mapping[str, str], sha256: str) -> str:
@@ -52,9 +53,10 @@ def _listed(f: FileInfo) -> list:
 
 def read_record(path: Path) -> dict[str, Any]:
     "The content of a record; CorruptFileError if it is damaged."
-    return _record(path.read_bytes(), path)
+    return parse_record(path.read_bytes(), path)
 
-def _record(data: bytes, path: str | Path) -> dict[str, Any]:
+def parse_record(data: bytes, path: str | Path) -> dict[str, Any]:
+    "The content of a record in `data`, which lies at `path`."
     try: return json.loads(data)
     except ValueError as e: raise CorruptFileError(f"the lineage record is damaged: {e}", path=path) from e
 
@@ -100,4 +102,4 @@ def _object_lineage(url: str) -> dict[str, Any]:
         footer, digest = read_footer(slot.path), file_sha256(slot.path)
     data = dataset.kept(name := record_name(footer, digest))
     return {"file": url, "dataset": dataset.name, "partition": partition.path, "footer": footer,
-            "record": None if data is None else _record(data, f"{dataset.meta}/{name}")}
+            "record": None if data is None else parse_record(data, f"{dataset.meta}/{name}")}

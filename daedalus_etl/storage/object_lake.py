@@ -154,7 +154,7 @@ class ObjectDataset:
         url = f"{self.meta}/{name}"
         try: return None if self.write(url, data) else None
         except AlreadyThere: there = head(url)
-        young = there is not None and time.time() - there.modified.timestamp() < YOUNG_S
+        young = there is not None and there.modified and time.time() - there.modified.timestamp() < YOUNG_S
         if not young or (mend and read(url) != data): put(url, data)
     def kept(self, name: str) -> bytes | None:
         "What is kept as `name` beside the dataset; None if there is nothing."
