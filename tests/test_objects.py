@@ -107,13 +107,6 @@ def test_parts_of_an_object(bucket):
     with pytest.raises(InputNotFoundError): read(f"{bucket}/b")
 
 
-def test_an_object_over_several_pages_of_a_listing(bucket):
-    with ThreadPoolExecutor(8) as pool: list(pool.map(lambda i: put(f"{bucket}/many/{i:04}", b""), range(1_100)))
-    folders, found = list_folder(f"{bucket}/many")
-    assert (folders, [o.name for o in found]) == ([], [f"{i:04}" for i in range(1_100)])
-    assert len(list(walk(f"{bucket}/many"))) == 1_100
-
-
 # ---- what errors say
 
 OPERATIONS = {"list": lambda u: list_folder(u), "walk": lambda u: list(walk(u)), "head": lambda u: head(f"{u}/a"),

@@ -52,7 +52,7 @@ def gc(args: argparse.Namespace) -> None:
                              + (" would go" if args.dry_run else " are gone"))
 
 def doctor(args: argparse.Namespace) -> None:
-    "Try out what the filesystem of a lake can do: renames, locks, exchange of folders, durable writes, room."
+    "Try out what the disk or the object store of a lake keeps: renames, locks, durable writes; conditional puts; room."
     from daedalus_etl.core.errors import StorageError
     from daedalus_etl.storage.doctor import examine, table
     findings = examine(args.path)
