@@ -17,7 +17,7 @@ from daedalus_etl.core.errors import (
     ConfigError, CorruptFileError, EmptyMatchError, InputChangedError, InputNotFoundError, PartitionError,
     StaleStateError, StorageError)
 from daedalus_etl.lake import read
-from daedalus_etl.storage import spool
+from daedalus_etl.storage import buckets, spool
 from daedalus_etl.storage.commit import Dataset
 from daedalus_etl.storage.dataset import scan, scan_partition
 from daedalus_etl.storage.fresh import stale_partitions
@@ -297,6 +297,17 @@ def test_wrong_keys_are_a_short_error(bronze, bucket, tmp_path, store_server, mo
         with pytest.raises(StorageError, match="refuses access: 403.*AWS_SECRET_ACCESS_KEY") as e:
             run(lakes.trades(f"{bucket}/trades", tmp_path / "lake"))
     assert CANARY not in str(e.value)
+
+
+def test_a_store_that_fails_for_longer_than_requests_are_repeated(bronze, bucket, tmp_path, store_server, monkeypatch):
+    upload(bronze, f"{bucket}/trades")
+    monkeypatch.setattr(buckets, "RETRIES", 0)
+    left = [(503, b"<Error><Code>SlowDown</Code></Error>")] * 2
+    def answer(method, path): return left.pop() if left and path.endswith("b.parquet") else None
+    with Proxy(store_server, answer=answer) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        assert statuses(run(lakes.trades(f"{bucket}/trades", tmp_path / "lake"))) == ["written"] * 2
+    assert left == []
 
 
 # ---------------------------------------------------------------------------------------------- scans
