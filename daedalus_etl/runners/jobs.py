@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING
 from ..core.config import DaedalusConfig, InputConfig, OutputConfig, StorageConfig, TransformConfig
 from ..core.errors import DaedalusError, InputNotFoundError
 from ..core.registry import create_transform
+from ..storage.objects import is_url, join_url, list_folder, parent_url
 from .options import config_of, filter_of, print_report
 if TYPE_CHECKING:
     from daedalus_etl.core.executor import TransformExecutor
     from daedalus_etl.core.report import RunReport
 
 # %% auto #0
-__all__ = ['CHANNELS', 'features_config', 'bars_config', 'executor_of', 'run_job', 'features_job', 'bars_job', 'channel_configs',
-           'pipeline', 'waits']
+__all__ = ['CHANNELS', 'is_there', 'features_config', 'bars_config', 'executor_of', 'run_job', 'features_job', 'bars_job',
+           'channel_configs', 'pipeline', 'waits']
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #96278f86
+def is_there(folder: str) -> bool:
+    "Whether a folder of this machine exists, or anything lies below a URL."
+    return any(map(bool, list_folder(folder))) if is_url(folder) else Path(folder).is_dir()
+
 def _output(name: str, path: str, storage: StorageConfig) -> dict[str, OutputConfig]:
-    written = {k: getattr(storage, k) for k in ("compression", "compression_level", "row_group_size")}
+    written = {k: getattr(storage, k) for k in ("compression", "compression_level", "row_group_size", "single_writer")}
     return {name: OutputConfig(name=name, path=path, **written)}
 
 def features_config(channel: str, storage: StorageConfig, source: str | None = None, fmt: str = "parquet",
@@ -34,11 +39,14 @@ def features_config(channel: str, storage: StorageConfig, source: str | None = N
     where = source or f"{storage.input_root}/{channel}"
     rules = {"format": fmt, "quarantine_files": storage.quarantine_files, "limits": storage.limits}
     inputs = {channel: InputConfig(name=channel, path=where, **rules)}
-    beside = str(Path(where).parent / "trades") if trades is None else trades
+    beside = _beside(where, "trades") if trades is None else trades
     if channel == "orderbook" and beside:
         inputs["trades"] = InputConfig(name="trades", path=beside, optional=trades is None, **rules)
     return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}", inputs=inputs,
                            outputs=_output("silver", f"{storage.output_root}/silver/{channel}", storage))
+
+def _beside(folder: str, name: str) -> str:
+    return join_url(parent_url(folder), name) if is_url(folder) else str(Path(folder).parent / name)
 
 def bars_config(channel: str, storage: StorageConfig, source: str | None = None) -> TransformConfig:
     "Silver to gold for one channel: input `silver`, output `gold` with a dataset for each bar length."
@@ -80,7 +88,7 @@ CHANNELS = ("trades", "ticker", "orderbook")
 def channel_configs(args: argparse.Namespace, settings: DaedalusConfig) -> list[TransformConfig]:
     "Bronze to silver and silver to gold of every channel below the bronze folder, in the order in which they run."
     root = args.input or settings.storage.input_root
-    found = [c for c in CHANNELS if (Path(root) / c).is_dir()]
+    found = [c for c in CHANNELS if is_there(f"{root}/{c}")]
     if not found:
         raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, fix="Give it with --input.",
                                  expected="bronze data, a folder for each channel")
@@ -105,7 +113,7 @@ def _noted(error: DaedalusError) -> DaedalusError:
 
 def waits(config: TransformConfig) -> bool:
     "Whether the transform is of bars, and there is nothing yet to make them of."
-    return config.name == "bars" and not Path(next(iter(config.inputs.values())).path).is_dir()
+    return config.name == "bars" and not is_there(next(iter(config.inputs.values())).path)
 
 def _step(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> list[RunReport]:
     if (args.dry_run or args.limit) and waits(config):
