@@ -14,9 +14,15 @@ import lakes
 from daedalus_etl.core.config import FilterSpec
 from daedalus_etl.core.enums import DataFormat
 from daedalus_etl.core.errors import (
-    ConfigError, CorruptFileError, EmptyMatchError, InputChangedError, InputNotFoundError, PartitionError, StorageError)
+    ConfigError, CorruptFileError, EmptyMatchError, InputChangedError, InputNotFoundError, PartitionError,
+    StaleStateError, StorageError)
+from daedalus_etl.lake import read
 from daedalus_etl.storage import spool
+from daedalus_etl.storage.commit import Dataset
 from daedalus_etl.storage.dataset import scan, scan_partition
+from daedalus_etl.storage.fresh import stale_partitions
+from daedalus_etl.storage.lake import dataset_names
+from daedalus_etl.storage.object_lake import ObjectDataset
 from daedalus_etl.storage.objects import list_folder, put, remove, walk
 from daedalus_etl.storage.partitions import discover
 from daedalus_etl.storage.spool import spooled
@@ -302,3 +308,75 @@ def test_a_scan_of_a_bucket_is_that_of_the_folder(bronze, bucket):
     for kwargs in ({}, {"channel": "trades"}, {"filter_spec": FilterSpec(symbol=BTC[1], day=9)}):
         assert_frame_equal(scan(bronze, **kwargs).collect(), scan(url, **kwargs).collect(), check_column_order=True)
     assert scan(url).select("exchange", "symbol").unique().collect().height == 3
+
+
+# ---------------------------------------------------------------------------------------------- lakes
+
+@pytest.fixture
+def lake(bronze, bucket, tmp_path) -> tuple[Path, str]:
+    "A lake on a disk with its bronze, and the same by a run in a bucket."
+    lakes.put(bronze, tape(8, stream=ETH), 8, ETH)
+    here, there = tmp_path / "lake", f"{bucket}/lake"
+    upload(bronze, f"{bucket}/bronze/trades")
+    run(lakes.trades(bronze, here))
+    run(lakes.trades(f"{bucket}/bronze/trades", there))
+    return here, there
+
+
+def test_a_lake_in_a_bucket_is_read_as_one_on_a_disk(lake, bronze):
+    here, there = lake
+    for kwargs in ({}, {"symbols": "BTC-USDT", "start": "2024-08-09"}, {"features": ["log_return"]},
+                   {"start": "2024-08-08T12:00:00Z", "end": "2024-08-09T12:00:00Z"}):
+        assert_frame_equal(read(here, "silver", "trades", **kwargs).collect(),
+                           read(there, "silver", "trades", **kwargs).collect())
+    raw = there.replace("/lake", "/bronze/")
+    assert_frame_equal(read(bronze.parent, "bronze", "trades").collect(), read(raw, "bronze", "trades").collect())
+    assert (dataset_names(there), dataset_names(raw)) == (["silver/trades"], ["trades"])
+    with pytest.raises(InputNotFoundError, match="silver has no dataset 'tradse'.*Did you mean 'trades'"):
+        read(there, "silver", "tradse")
+    with pytest.raises(InputNotFoundError, match="nothing lies below"): read(f"{there}x", "silver", "trades")
+
+
+def test_a_read_asks_for_footers_and_for_what_is_selected_only(lake, store_server, monkeypatch):
+    _, there = lake
+    with Proxy(store_server) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        read(there, "silver", "trades", symbols="BTC-USDT", start="2024-08-09").collect()
+    assert {m for m, _ in proxy.seen} <= {"GET", "HEAD"}
+    assert not any(leaf(8).partition("year")[2] in p or "ETH" in p for _, p in proxy.seen if ".parquet" in p)
+
+
+def test_what_is_stale_in_a_bucket_is_told(lake):
+    _, there = lake
+    dataset = ObjectDataset(there, "silver/trades")
+    assert stale_partitions(dataset) == []
+    read(there, "silver", "trades", fresh=True)
+    raw = there.replace("/lake", "/bronze/trades")
+    first, object_ = f"{raw}/{leaf(8)}", f"{raw}/{leaf(9)}/data.parquet"
+    put(object_, b"PAR1 other PAR1")
+    assert [(str(p), w) for p, w in stale_partitions(dataset)] == [(leaf(9), f"input trades: {object_} was replaced")]
+    put(f"{first}/c.parquet", b"PAR1 new PAR1")
+    remove(object_)
+    why = {str(p): w for p, w in stale_partitions(dataset)}
+    assert why == {leaf(8): f"input trades: {first}/c.parquet came", leaf(9): f"input trades: {object_} is gone"}
+    with pytest.raises(StaleStateError, match=f"daedalus trades.*--output {there}"):
+        read(there, "silver", "trades", fresh=True)
+    read(there, "silver", "trades", symbols=ETH[1], fresh=True)
+
+
+def test_a_lake_on_a_disk_knows_its_inputs_in_a_bucket(bronze, bucket, tmp_path):
+    url = upload(bronze, f"{bucket}/trades")
+    run(lakes.trades(url, tmp_path / "lake"))
+    dataset = Dataset(str(tmp_path / "lake"), "silver/trades")
+    assert stale_partitions(dataset) == []
+    put(f"{url}/{leaf(8)}/a.parquet", b"PAR1 other PAR1")
+    [(partition, why)] = stale_partitions(dataset)
+    assert (str(partition), why) == (leaf(8), f"input trades: {url}/{leaf(8)}/a.parquet was replaced")
+    with pytest.raises(StaleStateError, match=f"--input {url}"): read(tmp_path / "lake", "silver", "trades", fresh=True)
+
+
+def test_what_was_made_before_its_beginning_is_gone_is_stale(lake):
+    _, there = lake
+    remove(f"{there}/silver/trades/{leaf(8)}/part-0.parquet")
+    [(partition, why)] = stale_partitions(ObjectDataset(there, "silver/trades"))
+    assert str(partition) == leaf(9) and "the partition before it" in why
