@@ -12,11 +12,13 @@ from ..core.config import DaedalusConfig, InputConfig, OutputConfig, StorageConf
 from ..core.errors import DaedalusError, InputNotFoundError
 from ..core.registry import create_transform
 from .options import config_of, filter_of, print_report
-if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
+if TYPE_CHECKING:
+    from daedalus_etl.core.executor import TransformExecutor
+    from daedalus_etl.core.report import RunReport
 
 # %% auto #0
-__all__ = ['CHANNELS', 'features_config', 'bars_config', 'run_job', 'features_job', 'bars_job', 'channel_configs', 'pipeline',
-           'waits']
+__all__ = ['CHANNELS', 'features_config', 'bars_config', 'executor_of', 'run_job', 'features_job', 'bars_job', 'channel_configs',
+           'pipeline', 'waits']
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #96278f86
 def _output(name: str, path: str, storage: StorageConfig) -> dict[str, OutputConfig]:
@@ -46,11 +48,14 @@ def bars_config(channel: str, storage: StorageConfig, source: str | None = None)
                            outputs=_output("gold", f"{storage.output_root}/gold/{channel}_bars", storage))
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #55be48d8
+def executor_of(settings: DaedalusConfig, args: argparse.Namespace) -> TransformExecutor:
+    "The executor that the configuration and the flags describe."
+    from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
+    return TransformExecutor.from_config(settings, workers=args.workers, pool=args.pool)
+
 def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> RunReport:
     "Execute the transform that `config` names, with the flags in `args`."
-    from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
-    executor = TransformExecutor.from_config(settings, workers=args.workers)
-    transform = create_transform(config.name, config)
+    executor, transform = executor_of(settings, args), create_transform(config.name, config)
     return executor.execute(transform, filter_of(args), args.limit, args.dry_run, cold_start=args.cold_start,
                             state_path=args.state_path, replace=args.replace)
 
