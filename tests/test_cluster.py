@@ -183,6 +183,14 @@ def go(client, chains, *, stop=None, window=cluster.WINDOW, told=lambda i, r: No
     return DaskPool(client, window=window).run(chains, step, clusters.finish, stop=stop or Event(), told=told)
 
 
+def assert_forgotten(client):
+    "The scheduler holds no task of ours any more."
+    def held(dask_scheduler): return {str(k): t.state for k, t in dask_scheduler.tasks.items()}
+    end = time.monotonic() + 20
+    while (found := client.run_on_scheduler(held)) and time.monotonic() < end: time.sleep(0.05)
+    assert not found
+
+
 def test_a_unit_that_kills_its_workers(client, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "RESUBMITS", 0)
     chains = [(job(tmp_path, "die a/1"), units("a", 3))]
@@ -226,14 +234,14 @@ def test_stop(client, tmp_path):
     reports = go(client, chains, stop=stop, told=told)
     assert 4 <= sum(map(len, reports)) <= 4 + 2 * 3 and time.monotonic() - began < 10
     assert [(i, r) for i, c in enumerate(reports) for r in c] == sorted(seen, key=lambda s: (s[0], s[1].partition))
-    wait_until(lambda: client.run_on_scheduler(lambda dask_scheduler: not dask_scheduler.tasks))
+    assert_forgotten(client)
 
 
 def test_an_interrupt_cancels(client, tmp_path):
     def told(i, report):
         if report: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): go(client, [(job(tmp_path, "wait 0.2"), units("a", 40))], told=told)
-    wait_until(lambda: client.run_on_scheduler(lambda dask_scheduler: not dask_scheduler.tasks))
+    assert_forgotten(client)
     assert not list(tmp_path.rglob("*.mark"))
 
 
