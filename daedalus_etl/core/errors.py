@@ -6,7 +6,7 @@
 __all__ = ['MAX_LISTED', 'where', 'explain', 'did_you_mean', 'DaedalusError', 'ConfigError', 'InputNotFoundError',
            'EmptyMatchError', 'UnknownFeatureError', 'UnknownTransformError', 'MissingExtraError', 'SchemaError',
            'CorruptFileError', 'PartitionError', 'BadDataError', 'TimeUnitError', 'TransformError', 'StateError',
-           'StaleStateError', 'StorageError', 'ConflictError', 'InputChangedError', 'WorkerLostError']
+           'StaleStateError', 'StorageError', 'ClusterError', 'ConflictError', 'InputChangedError', 'WorkerLostError']
 
 # %% ../../nbs/00_core/00_errors.ipynb #8d7dac68
 import difflib
@@ -137,6 +137,9 @@ class StaleStateError(StateError):
 
 class StorageError(DaedalusError):
     "The disk or the filesystem refuses: it is full, read-only, broken, a right is missing, or it lacks a guarantee."
+
+class ClusterError(DaedalusError):
+    "A cluster cannot be reached, has lost its workers or a unit's result, or runs other versions or code than we do."
 
 class ConflictError(DaedalusError):
     "A partition changed between our reading and our commit, or the target holds another configuration's data."

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 from .base import BaseTransform, TransformContext
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
 from .enums import DataFormat
@@ -23,6 +24,7 @@ from .progress import Progress
 from .report import RunReport, UnitReport
 from .rest import Rest, unpublished
 from .step import Job, Together, finish, recover_outputs, step
+from ..run.cluster import as_pool, is_cluster
 from ..run.local import Borrowed, Pool, Processes, Threads
 from ..run.signals import AtOnce, stop_on
 from ..storage import doctor
@@ -39,9 +41,9 @@ class TransformExecutor:
     "Runs transforms over partitions: `execute` computes what is not up to date, `plan` tells what that would be."
 
     def __init__(self, feature_config: FeatureConfig | None = None, *, workers: int | None = None,
-                 pool: str | Executor | Pool | None = None, progress: bool = True):
-        """`workers`: chains at work side by side. `pool`: `threads` (None, too), `processes`, or an executor of
-        yours, which is used and left as it is. `progress`: show it, if somebody is looking."""
+                 pool: str | Executor | Pool | Any | None = None, progress: bool = True):
+        """`workers`: chains at work side by side. `pool`: `threads` (None, too), `processes`, or an executor or a
+        Dask client of yours, which is used and left as it is. `progress`: show it, if somebody is looking."""
         self.feature_config = feature_config or FeatureConfig()
         if workers is not None and workers < 1: raise ConfigError(f"workers={workers}", expected="at least 1")
         self.workers = workers or min(4, os.cpu_count() or 1)
@@ -111,7 +113,7 @@ class TransformExecutor:
             raise
         finally:
             discard(job.together.pending)
-            if not dry_run and isinstance(pool, Processes): _swept(datasets)
+            if not dry_run and not shares_memory(pool): _swept(datasets)
             transform.finalize(context)
         return report
 
@@ -132,13 +134,15 @@ class TransformExecutor:
         finally: report.units = [r for i in range(len(units)) for r in told.get(i, ())]
 
 # %% ../../nbs/40_run/03_executor.ipynb #f94f6bf5
-def pool_of(pool: str | Executor | Pool | None, workers: int, *, given: int | None = None) -> Pool:
+def pool_of(pool: str | Executor | Pool | Any | None, workers: int, *, given: int | None = None) -> Pool:
     "The pool that is meant; `given`: the number of workers that was asked for, if any."
     if pool in (None, "threads"): return Threads(workers)
     if pool == "processes": return Processes(workers)
     if isinstance(pool, Executor): return Borrowed(pool, given)
+    if is_cluster(pool): return as_pool(pool)
     if callable(getattr(pool, "run", None)): return pool
-    raise ConfigError(f"pool={pool!r}", expected="'threads', 'processes', or a concurrent.futures.Executor")
+    raise ConfigError(f"pool={pool!r}",
+                      expected="'threads', 'processes', a concurrent.futures.Executor, or a Dask client")
 
 def shares_memory(pool: Pool) -> bool:
     "Whether the pool's steps run in this process."

@@ -16,11 +16,13 @@ from .render import (
     MAX_CELL, Markup, block, clip, fold, html, html_table, md, md_code, md_table)
 
 # %% auto #0
-__all__ = ['Status', 'SHOWN', 'WHOLE', 'FOLDED', 'UnitReport', 'Elsewhere', 'RunReport', 'summary', 'html_summary']
+__all__ = ['Status', 'COUNTS', 'SHOWN', 'WHOLE', 'FOLDED', 'UnitReport', 'Elsewhere', 'RunReport', 'summary', 'html_summary']
 
 # %% ../../nbs/40_run/00_report.ipynb #3127cec5
 # to compute: new, changed, stale; not to be touched: done, conflict; after a run: written, failed, skipped, vanished
 Status = Literal["new", "changed", "stale", "done", "written", "failed", "skipped", "conflict", "vanished"]
+
+COUNTS = ("rows_in", "duplicates", "disordered", "quarantined")      # what a unit's report counts, outputs aside
 
 @dataclass
 class UnitReport:
@@ -99,8 +101,8 @@ class RunReport:
 
     def totals(self) -> dict[str, int]:
         "Rows read, repeats dropped, rows out of order, rows quarantined, and the number of units in each status."
-        names, status = ("rows_in", "duplicates", "disordered", "quarantined"), [u.status for u in self.units]
-        return {k: sum(getattr(u, k) for u in self.units) for k in names} | {s: status.count(s) for s in status}
+        status = [u.status for u in self.units]
+        return {k: sum(getattr(u, k) for u in self.units) for k in COUNTS} | {s: status.count(s) for s in status}
 
     def to_frame(self) -> pl.DataFrame:
         "One row per unit: partition, status, rows in and out, MB (10^6 bytes), seconds, rows noticed, reason."

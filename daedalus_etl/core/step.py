@@ -19,6 +19,7 @@ from .errors import ConflictError, InputChangedError, StaleStateError
 from .outputs import Present, Target, check_room, forbid, target_of
 from .plan import (
     COLD, NO_PAST, STATE_MAY_DIFFER, UNKNOWN, Recipe, Unit, Verdict, find_again, judge, parent_of, recipe)
+from .recount import recounted
 from .report import UnitReport
 from .retry import wait_before
 from .state import dump_state, load_state, state_hash
@@ -58,6 +59,7 @@ class Job:
     limit: int | None = None                                # rows to take in all; None: all
     dry_run: bool = False
     insist: bool = False                                    # write over what this transform did not make
+    since_ns: int | None = None                             # when the run began, if its workers may die unheard
     together: Together = field(default_factory=Together)
 
     def __getstate__(self) -> dict: return {k: v for k, v in vars(self).items() if k != "_chains"}
@@ -214,7 +216,7 @@ class _Try:
         parent, load = state_before(self.job, unit, self.hand) if self.stateful else (NO_PAST, dict)
         present = {n: t.present(unit.partition) for n, t in targets.items()}
         verdict = self._verdict(parent, present)
-        if self.job.dry_run or verdict.status == "done": return self._untouched(verdict)
+        if self.job.dry_run or verdict.status == "done": return self._untouched(verdict, present)
         if verdict.status == "conflict": raise forbid(verdict.reason, targets[verdict.state], unit.partition)
         report, after = self._compute(parent, load, present)
         report.reason = verdict.reason
@@ -232,9 +234,11 @@ class _Try:
         why = self.transform.never_forgets(self.chain.features) if verdict.reason == STATE_MAY_DIFFER else ""
         return Verdict("changed", f"the state before it changes: {why}") if why else verdict
 
-    def _untouched(self, verdict: Verdict) -> tuple[UnitReport, HandOff]:
+    def _untouched(self, verdict: Verdict, present: Mapping[str, Present]) -> tuple[UnitReport, HandOff]:
         at, state = self.unit.partition, verdict.state if verdict.status == "done" else None
         report = UnitReport(at.path, verdict.status, verdict.reason or "up to date", state=state)
+        if self.job.since_ns is not None and verdict.status == "done":
+            report = recounted(report, at, self.chain.targets, present, self.job.since_ns)
         return report, HandOff(at, (state or NO_PAST) if verdict.status == "done" else UNKNOWN)
 
     def _compute(self, parent: str, load: Callable[[], dict],

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from .enums import DataFormat
 from .errors import BadDataError, InputChangedError, SchemaError, TransformError
 from .outputs import Present, Target
 from .plan import Recipe, Unit, input_fingerprint
-from .report import UnitReport
+from .report import COUNTS, UnitReport
 from .state import state_hash
 from ..storage.commit import Slot, Staged, stage_rows
 from ..storage.contract import (
@@ -160,6 +160,7 @@ class UnitRun:
     present: Mapping[str, Present]       # what they held when it was decided to compute the unit
     parent: str                          # hash of the state that the unit begins with
     end: bytes = b""                     # the state that it ends in
+    counts: dict[str, int] = field(default_factory=dict)     # what the report counts, for the records
 
     @property
     def home(self) -> Target:
@@ -180,10 +181,11 @@ class UnitRun:
             self._check_inputs()
             aside, report.quarantined = self._quarantine(checked, stack)
             report.state = save_artifact(self.home.dataset, self.end) if self.end else None
+            notes = [self.context.notes, *self.context.notes.beside.values()]
+            report.duplicates, report.disordered = sum(n.duplicates for n in notes), sum(n.disordered for n in notes)
+            self.counts = {k: getattr(report, k) for k in COUNTS}
             self._publish(staged, aside, publish)
         for name, s in staged.items(): report.rows[name], report.bytes[name] = s.rows, s.size
-        notes = [self.context.notes, *self.context.notes.beside.values()]
-        report.duplicates, report.disordered = sum(n.duplicates for n in notes), sum(n.disordered for n in notes)
         report.seconds = time.perf_counter() - began
         return report
 
@@ -205,7 +207,8 @@ class UnitRun:
         features = self.context.feature_config.model_dump()
         for name, s in staged.items():
             dataset = self.targets[name].dataset
-            facts = {"inputs": input_facts(dataset, self.unit.inputs), "features": features, "output": name}
+            facts = {"inputs": input_facts(dataset, self.unit.inputs), "features": features, "output": name,
+                     "counts": self.counts}
             save_record(dataset, self.unit.partition, s, facts)
 
     def _checked(self, name: str, pf: PartitionFiles) -> CheckedInput:

@@ -5,21 +5,24 @@
 # %% ../../nbs/50_runners/01_jobs.ipynb #e7b257d0
 from __future__ import annotations
 import argparse
+import atexit
 import sys
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from ..core.config import DaedalusConfig, InputConfig, OutputConfig, StorageConfig, TransformConfig
-from ..core.errors import DaedalusError, InputNotFoundError
+from ..core.errors import ConfigError, DaedalusError, InputNotFoundError
 from ..core.registry import create_transform
 from ..storage.objects import is_url, join_url, list_folder, parent_url
 from .options import config_of, filter_of, print_report
 if TYPE_CHECKING:
     from daedalus_etl.core.executor import TransformExecutor
     from daedalus_etl.core.report import RunReport
+    from daedalus_etl.run.cluster import DaskPool
 
 # %% auto #0
-__all__ = ['CHANNELS', 'is_there', 'features_config', 'bars_config', 'executor_of', 'run_job', 'features_job', 'bars_job',
-           'channel_configs', 'pipeline', 'waits']
+__all__ = ['CHANNELS', 'is_there', 'features_config', 'bars_config', 'executor_of', 'cluster_at', 'run_job', 'features_job',
+           'bars_job', 'channel_configs', 'pipeline', 'waits']
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #96278f86
 def is_there(folder: str) -> bool:
@@ -59,7 +62,21 @@ def bars_config(channel: str, storage: StorageConfig, source: str | None = None)
 def executor_of(settings: DaedalusConfig, args: argparse.Namespace) -> TransformExecutor:
     "The executor that the configuration and the flags describe."
     from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
-    return TransformExecutor.from_config(settings, workers=args.workers, pool=args.pool)
+    return TransformExecutor.from_config(settings, workers=args.workers, pool=_pool_of(args))
+
+def _pool_of(args: argparse.Namespace) -> Any:
+    "What the flags name to compute on; a cluster is not asked for what is done here anyway."
+    if getattr(args, "dask", None) is None: return args.pool
+    if args.pool: raise ConfigError(f"--pool {args.pool} and --dask {args.dask}", expected="one of the two")
+    return None if args.dry_run or args.limit else cluster_at(args.dask)
+
+@cache
+def cluster_at(address: str) -> DaskPool:
+    "The pool of a cluster, connected once in this process and left at its end."
+    from daedalus_etl.run.cluster import as_pool
+    pool = as_pool(address)
+    atexit.register(pool.close)
+    return pool
 
 def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> RunReport:
     "Execute the transform that `config` names, with the flags in `args`."
