@@ -10,12 +10,13 @@ PKG = Path(__file__).resolve().parents[1] / "daedalus_etl"
 FLOORS = [
     (0, ["core.__init__", "core.enums", "core.errors", "core.redact", "core.render"]),
     (0, ["core.lazy", "core.levels", "core.state", "core.model", "core.yaml", "core.config", "core.filters",
-         "core.feature_config", "config"]),
+         "core.feature_config", "core.steps", "config"]),
     (1, ["core.base", "core.registry", "core.catalog"]),
     (2, ["storage", "utils"]),
     (2, ["features"]),                                             # never storage: features know no paths
     (4, ["transforms"]),
-    (3, ["core.executor", "core.outputs", "core.plan", "core.report", "core.rest", "core.unit"]),   # knows no formula
+    (3, ["core.executor", "core.outputs", "core.plan", "core.report", "core.rest", "core.unit",
+         "core.coming", "core.pipeline"]),   # knows no formula
     (6, ["run"]),
     (6, ["sources", "explore"]),
     (8, ["runners", "cli", "frames", "lake"]),
