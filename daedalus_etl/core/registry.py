@@ -77,7 +77,7 @@ def create_transform(name: str, config: 'TransformConfig') -> 'BaseTransform':
     "A transform by its name, made from its configuration."
     return get_transform(name)(config)
 
-# %% ../../nbs/00_core/07_registry.ipynb #4aab84ad
+# %% ../../nbs/00_core/07_registry.ipynb #9c09d161
 def load_plugins(modules: Iterable[str]) -> list[str]:
     "Import `modules`, which register transforms; returns the names that came. `TransformError` says which one fails."
     before = set(_TRANSFORMS)
