@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from .base import BaseTransform
-from .coming import INPUT_COMES, STATE_MAY_DIFFER, Coming, announced, listing
+from .coming import STATE_MAY_DIFFER, Coming, announced, listing
 from .config import FeatureConfig, FilterSpec, InputConfig, TransformConfig
 from .errors import EmptyMatchError, InputChangedError, InputNotFoundError
 from .outputs import Present, Target

@@ -6,7 +6,7 @@
 __all__ = ['CHANNELS', 'Outputs', 'features_config', 'bars_config', 'Step', 'transform_of', 'ordered', 'resolve', 'check_steps',
            'default_steps', 'steps_of', 'chosen', 'narrowed']
 
-# %% ../../nbs/00_core/03a_steps.ipynb #52f23186
+# %% ../../nbs/00_core/03a_steps.ipynb #817fda9d
 import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,10 @@ from daedalus_etl.core.config import (
     DaedalusConfig, FeatureConfig, FilterSpec, InputConfig, OutputConfig, StepConfig, StepInput, StorageConfig,
     TransformConfig)
 from .enums import DataFormat
-from .errors import ConfigError, did_you_mean
-from .filters import sanitize_symbol
+from .errors import ConfigError, EmptyMatchError, did_you_mean
 from .model import FaultAt, fault_loc, fault_text
 
-# %% ../../nbs/00_core/03a_steps.ipynb #08b1282b
+# %% ../../nbs/00_core/03a_steps.ipynb #12aa7bea
 CHANNELS = ("trades", "ticker", "orderbook")
 
 def _output(name: str, path: str, storage: StorageConfig, **own) -> OutputConfig:
@@ -52,7 +51,7 @@ def bars_config(channel: str, storage: StorageConfig, source: str | None = None)
     return TransformConfig(name="bars", description=f"time bars of silver {channel}",
                            inputs={"silver": InputConfig(name="silver", path=where)}, outputs={"gold": gold})
 
-# %% ../../nbs/00_core/03a_steps.ipynb #a9736885
+# %% ../../nbs/00_core/03a_steps.ipynb #86621064
 @dataclass(frozen=True)
 class Step:
     "A step of a pipeline: a transform's configuration, parameters and filter, and the steps that come before it."
@@ -69,6 +68,10 @@ class Step:
         "All steps that come before it, each once."
         return tuple(dict.fromkeys((*self.needs, *self.after)))
 
+    def writes(self, path: str) -> bool:
+        "Whether `path` is one of its outputs or lies below it."
+        return any(_within(_normal(path), _normal(o.path)) for o in self.config.outputs.values())
+
 def _fault(text: str, *loc: str | int) -> FaultAt: return FaultAt(text, "pipeline", *loc)
 
 def transform_of(name: str, step: StepConfig) -> str:
@@ -80,7 +83,7 @@ def transform_of(name: str, step: StepConfig) -> str:
     raise _fault(f"missing; expected the name of a transform, because {name!r} is none of {', '.join(known)}",
                  name, "transform")
 
-# %% ../../nbs/00_core/03a_steps.ipynb #5b239df5
+# %% ../../nbs/00_core/03a_steps.ipynb #8ab1dd6f
 Outputs = Mapping[str, Mapping[str, OutputConfig]]      # by step, by output
 
 def _filled(text: str, storage: StorageConfig, *loc: str) -> str:
@@ -115,7 +118,11 @@ def _within(path: str, folder: str) -> bool:
     "Whether `path` is `folder` or lies below it; both normal."
     return path == folder or path.startswith(f"{folder}/")
 
-# %% ../../nbs/00_core/03a_steps.ipynb #cbbdf349
+def _makers(path: str, made: Outputs) -> dict[str, OutputConfig]:
+    "Steps in whose output `path` lies, with that output."
+    return {s: o for s, outs in made.items() for o in outs.values() if _within(_normal(path), _normal(o.path))}
+
+# %% ../../nbs/00_core/03a_steps.ipynb #c1b65940
 _OWN = ("compression", "compression_level", "row_group_size", "mode", "key_cols", "format")      # of a step's outputs
 
 def _outputs(name: str, step: StepConfig, storage: StorageConfig) -> dict[str, OutputConfig]:
@@ -145,10 +152,7 @@ def _inputs(name: str, step: StepConfig, made: Outputs, storage: StorageConfig, 
 
 def _input(key: str, given: StepInput, made: Outputs, storage: StorageConfig, fmt: str, step: str) -> InputConfig:
     path = _input_path(given.path, made, storage, step, "inputs", key)
-    source = next((o for outs in made.values() for o in outs.values() if _within(_normal(path), _normal(o.path))), None)
-    if source is not None and source.format is DataFormat.DELTA:
-        raise _fault("a Delta table, which has no partitions to read one by one; expected a Parquet dataset",
-                     step, "inputs", key)
+    source = bool(_makers(path, made))
     rules = {} if source else {"quarantine_files": storage.quarantine_files, "limits": storage.limits}
     form = given.format or (DataFormat.PARQUET if source else fmt)
     return InputConfig(name=key, path=path, format=form, extra=given.extra, optional=given.optional,
@@ -162,7 +166,7 @@ def _features(name: str, step: StepConfig, features: FeatureConfig) -> FeatureCo
         fault = e.errors(include_url=False)[0]
         raise _fault(fault_text(fault, FeatureConfig, fault["input"]), name, "features", *fault_loc(fault)) from None
 
-# %% ../../nbs/00_core/03a_steps.ipynb #7f0e8e2f
+# %% ../../nbs/00_core/03a_steps.ipynb #01112db6
 def _check_writers(made: Outputs) -> None:
     places = [(s, n, _normal(o.path)) for s, outs in made.items() for n, o in outs.items()]
     for k, (step, name, place) in enumerate(places):
@@ -173,10 +177,13 @@ def _check_writers(made: Outputs) -> None:
 
 def _needs(name: str, inputs: Mapping[str, InputConfig], made: Outputs) -> tuple[str, ...]:
     "Steps whose outputs are inputs."
-    found = []
+    found: list[str] = []
     for key, i in inputs.items():
-        makers = [s for s, outs in made.items() if any(_within(_normal(i.path), _normal(o.path)) for o in outs.values())]
+        makers = _makers(i.path, made)
         if name in makers: raise _fault(f"the step reads {i.path}, which it writes itself", name, "inputs", key)
+        if any(o.format is DataFormat.DELTA for o in makers.values()):
+            raise _fault("a Delta table, which has no partitions to read one by one; expected a Parquet dataset",
+                         name, "inputs", key)
         found += makers
     return tuple(dict.fromkeys(found))
 
@@ -235,7 +242,7 @@ def steps_of(config: DaedalusConfig, channels: Iterable[str] = CHANNELS, *, fmt:
     try: return resolve(declared, config.features, config.storage, fmt=fmt, trades=trades)
     except FaultAt as e: raise ConfigError(f"{'.'.join(map(str, e.loc))}: {e}") from None
 
-# %% ../../nbs/00_core/03a_steps.ipynb #64fba829
+# %% ../../nbs/00_core/03a_steps.ipynb #2cbaeeeb
 def chosen(steps: Sequence[Step], names: Collection[str] = (), *, only: bool = False) -> list[Step]:
     "The steps called `names` with all that come before them, or `only` they; without names the enabled ones."
     by_name = {s.name: s for s in steps}
@@ -247,7 +254,7 @@ def chosen(steps: Sequence[Step], names: Collection[str] = (), *, only: bool = F
     return [s for s in steps if s.name in wanted]
 
 def narrowed(own: FilterSpec | None, asked: FilterSpec | None) -> FilterSpec | None:
-    "What both filters select; `ConfigError` if they have nothing in common."
+    "What both filters select; `EmptyMatchError` if they have nothing in common."
     if own is None or asked is None: return own or asked
     both = {k: _common(k, getattr(own, k), getattr(asked, k)) for k in ("exchange", "year", "month", "day", "hour")}
     starts, ends = ([d for f in (own, asked) if (d := getattr(f, k))] for k in ("start_date", "end_date"))
@@ -261,4 +268,4 @@ def _common(key: str, one: object, other: object) -> object:
     if one is None or other is None: return other if one is None else one
     a, b = (v if isinstance(v, tuple) else (v,) for v in (one, other))
     if common := tuple(v for v in a if v in b): return common
-    raise ConfigError(f"the step is for {key} {', '.join(map(str, a))}, and the run for {', '.join(map(str, b))}")
+    raise EmptyMatchError(f"the step is for {key} {', '.join(map(str, a))}, and the run for {', '.join(map(str, b))}")
