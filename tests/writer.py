@@ -10,7 +10,7 @@ import lakes
 import scenarios
 from scenarios import Doubled, Numbered, bronze, run, simple
 
-from daedalus_etl.core import executor
+from daedalus_etl.run import local
 
 LONG = 16           # days of the long works
 
@@ -58,7 +58,7 @@ WORKS = {                       # what: (the lake before, the work)
 
 def main(what: str, src: Path, lake: Path) -> None:
     "Do the work and say so."
-    if os.environ.get("ONE_THREAD"): executor.ThreadPoolExecutor = InThisThread
+    if os.environ.get("ONE_THREAD"): local.ThreadPoolExecutor = InThisThread
     print("ready", flush=True)
     WORKS[what][1](src, lake)
     print("done", flush=True)

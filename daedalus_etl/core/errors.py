@@ -6,7 +6,7 @@
 __all__ = ['MAX_LISTED', 'where', 'explain', 'did_you_mean', 'DaedalusError', 'ConfigError', 'InputNotFoundError',
            'EmptyMatchError', 'UnknownFeatureError', 'UnknownTransformError', 'MissingExtraError', 'SchemaError',
            'CorruptFileError', 'PartitionError', 'BadDataError', 'TimeUnitError', 'TransformError', 'StateError',
-           'StaleStateError', 'StorageError', 'ConflictError', 'InputChangedError']
+           'StaleStateError', 'StorageError', 'ConflictError', 'InputChangedError', 'WorkerLostError']
 
 # %% ../../nbs/00_core/00_errors.ipynb #8d7dac68
 import difflib
@@ -144,3 +144,6 @@ class ConflictError(DaedalusError):
 
 class InputChangedError(ConflictError):
     "An input file was replaced or removed while it was read."
+
+class WorkerLostError(DaedalusError):
+    "A worker process died before its partition was finished, again when it was tried alone."

@@ -5,232 +5,45 @@
 # %% ../../nbs/40_run/03_executor.ipynb #6e7234be
 from __future__ import annotations
 import os
+import pickle
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
-from .base import BaseTransform, StatefulTransform, TransformContext
+from .base import BaseTransform, TransformContext
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
-from .enums import DataFormat, WriteMode
-from .errors import ConfigError, InputChangedError, StaleStateError
-from .outputs import Present, Target, check_room, forbid, target_of
-from .plan import (
-    COLD, NO_PAST, STATE_MAY_DIFFER, UNKNOWN, Recipe, Unit, Verdict, find_again, judge, parent_of, recipe, units_of)
+from .enums import DataFormat
+from .errors import ConfigError
+from .outputs import Target, target_of
+from .plan import Unit, units_of
+from .progress import Progress
 from .report import RunReport, UnitReport
-from .rest import Rest
-from .state import dump_state, load_state, state_hash
-from .unit import UnitRun, contract_of
+from .rest import Rest, unpublished
+from .step import Job, Together, finish, recover_outputs, step
+from ..run.local import Borrowed, Pool, Processes, Threads
+from ..run.signals import AtOnce, stop_on
 from ..storage import doctor
 from ..storage.commit import META, Dataset
-from ..storage.dataset import scan_partition
-from ..storage.disk import disk_errors, write_whole
-from ..storage.journal import Change, commit_lakes, discard, open_datasets, recover
-from ..storage.partitions import Partition, PartitionFiles, encode_value
-from ..storage.state import StateKey, load_artifact, read_state
-if TYPE_CHECKING: import polars as pl
+from ..storage.journal import discard, open_datasets, sweep
 
 # %% auto #0
-__all__ = ['TRIES', 'RETRY_S', 'POLL_S', 'Run', 'States', 'Chain', 'TransformExecutor', 'check_outputs_disk', 'recover_outputs']
-
-# %% ../../nbs/40_run/03_executor.ipynb #a0de68c0
-@dataclass
-class Run:
-    "What all chains of one `execute` share."
-    transform: BaseTransform
-    features: FeatureConfig
-    spec: FilterSpec | None
-    execution_id: str
-    cold_start: bool = False
-    state_path: Path | None = None
-    limit: int | None = None           # rows that are still to be taken; None: all
-    dry_run: bool = False
-    insist: bool = False               # write over what this transform did not make
-    pending: list[Change] = field(default_factory=list)     # of a run that is published at its end, as one
-    stop: Event = field(default_factory=Event)      # set when the run is interrupted: no further unit is begun
-
-    @cached_property
-    def code(self) -> str:
-        "Hash (hex) of the code behind the outputs, found once."
-        return self.transform.code_version()
-
-    @property
-    def limited(self) -> bool:
-        "Whether only so many rows are taken, and written to scratch."
-        return self.limit is not None
-
-    @property
-    def at_once(self) -> bool:
-        "Whether nothing is published before all is computed."
-        config = self.transform.config
-        whole = config.atomic == "run" or any(o.mode is WriteMode.OVERWRITE for o in config.outputs.values())
-        return whole and not self.limited
-
-    def targets(self, features: FeatureConfig, *, scratch: bool) -> dict[str, Target]:
-        "The outputs that are written, by name; those of a limited run lie in scratch, and replace what is there."
-        outputs = self.transform.config.outputs
-        parts = {n: n.partition("/") for n in self.transform.datasets(TransformContext(feature_config=features))}
-        found = {n: target_of(Dataset.of(outputs[name], below), outputs[name])
-                 for n, (name, _, below) in parts.items()}
-        if not scratch: return found
-        return {n: Target(t.dataset.scratch(), t.output, WriteMode.OVERWRITE_PARTITION) for n, t in found.items()}
-
-# %% ../../nbs/40_run/03_executor.ipynb #f03c9040
-class States:
-    "Where the states of one chain come from: the unit before, the artifact that a footer names, or a given file."
-    def __init__(self, run: Run, key: StateKey, partition: Partition, home: Target):
-        self.run, self.key, self.home = run, key, home
-        self.last: Partition | None = None               # the unit before, if it belongs to this run
-        self.last_hash = NO_PAST                         # of the state that it ended in
-        self.memory: dict | None = None                  # that state, if it was computed just now
-        dims = "/".join(f"{k}={encode_value(v)}" for k, v in partition.dims)
-        self.file = run.state_path / dims / "end.state" if run.state_path else None
-
-    def done(self, unit: Unit, digest: str | None, memory: dict | None) -> None:
-        "Note that `unit` ended in the state of that hash."
-        self.last, self.last_hash, self.memory = unit.partition, digest or NO_PAST, memory
-
-    def before(self, unit: Unit, made_by: Recipe) -> tuple[str, Callable[[], dict]]:
-        "Hash of the state that `unit` begins with, and a function that loads it; `StaleStateError` if there is none."
-        if unit.previous is not None and unit.previous == self.last:
-            if self.memory is not None: return self.last_hash, lambda: self.memory
-            return self.last_hash, partial(load_artifact, self.home.dataset, self.key, self.last_hash)
-        if unit.previous is not None and (found := parent_of(unit, made_by, self.home)):
-            return found, partial(load_artifact, self.home.dataset, self.key, found)
-        if (given := self._given(unit)) is not None:
-            return state_hash(dump_state(given, self.key.header)), lambda: given
-        if unit.previous is None: return NO_PAST, dict
-        if self.run.cold_start or self.run.limited: return COLD, dict
-        raise StaleStateError(
-            f"the partition before it, {unit.previous.path}, has no state of this configuration and code",
-            path=unit.partition.path,
-            fix=f"Widen the dates to include it (--start-date {unit.previous.start:%Y-%m-%d}), "
-                "or forget the past with --cold-start.")
-
-    def _given(self, unit: Unit) -> dict | None:
-        "The state in the given file, if nothing of the stream lies between its partition and `unit`."
-        if self.file is None or not self.file.exists(): return None
-        data = self.file.read_bytes()
-        state, after = read_state(data, self.key, str(self.file)), tuple(load_state(data)[1]["after"])
-        between = unit.previous is not None and unit.previous.time_key > after
-        return None if between or after >= unit.partition.time_key else state
-
-    def save_end(self) -> None:
-        "Leave the last state in the given file, for a run that goes on elsewhere; also if it was computed before."
-        if self.file is None or self.last is None or self.last_hash in (NO_PAST, UNKNOWN): return
-        state = self.memory
-        if state is None: state = load_artifact(self.home.dataset, self.key, self.last_hash)
-        data = dump_state(state, self.key.header | {"after": list(self.last.time_key)})
-        if self.file.exists():
-            there = self.file.read_bytes()
-            later = self.memory is None and tuple(load_state(there)[1]["after"]) > self.last.time_key
-            if later or there == data: return
-        with disk_errors(self.file): write_whole(self.file, data)
-
-# %% ../../nbs/40_run/03_executor.ipynb #ea85d7bb
-class Chain:
-    "The units of one stream, in the order of time."
-    def __init__(self, run: Run, units: list[Unit]):
-        self.run, self.units = run, units
-        symbol = units[0].partition.get("symbol")
-        self.features = run.features.for_symbol(symbol) if symbol else run.features
-        self.transform, self.targets = run.transform.fork(), run.targets(self.features, scratch=run.limited)
-        self.made_by = recipe(run.transform, run.features, units[0], run.code)
-        home = next(iter(run.targets(self.features, scratch=False).values()))
-        self.states = States(run, self.made_by.state_key, units[0].partition, home)
-        self.stateful = isinstance(run.transform, StatefulTransform)
-
-    def reports(self) -> Iterator[UnitReport]:
-        "Go through the units; after a failed one the rest of the chain is skipped."
-        stopped = ""
-        for unit in self.units:
-            if self.run.stop.is_set(): return
-            if self.run.limit == 0: stopped = "the row limit is reached"
-            if stopped:
-                yield UnitReport(unit.partition.path, "skipped", stopped)
-                continue
-            report = self._one(unit)
-            if report.status == "failed": stopped = f"follows the failed {unit.partition.path}"
-            yield report
-        if not stopped and not self.run.dry_run and not self.run.stop.is_set(): self.states.save_end()
-
-    def _one(self, unit: Unit) -> UnitReport:
-        for left in reversed(range(TRIES)):
-            try:
-                if left < TRIES - 1: unit = find_again(unit, self.run.transform, self.features)
-                return self._try(unit)
-            except InputChangedError as e:
-                if not left: return _failed(unit, e)
-                time.sleep(RETRY_S)
-            except Exception as e: return _failed(unit, e)
-
-    def _try(self, unit: Unit) -> UnitReport:
-        parent, load = self.states.before(unit, self.made_by) if self.stateful else (NO_PAST, dict)
-        present = {n: t.present(unit.partition) for n, t in self.targets.items()}
-        verdict = self._verdict(unit, parent, present)
-        if self.run.dry_run or verdict.status == "done": return self._untouched(unit, verdict)
-        if verdict.status == "conflict": raise forbid(verdict.reason, self.targets[verdict.state], unit.partition)
-        report = self._compute(unit, parent, load, present)
-        report.reason = verdict.reason
-        return report
-
-    def _verdict(self, unit: Unit, parent: str, present: Mapping[str, Present]) -> Verdict:
-        if self.run.limited: return Verdict("new", "limited run")
-        key, name = self.made_by.key(unit, parent), self.transform.config.name
-        for n, t in self.targets.items():
-            why = t.refusal(present[n], name, key, insist=self.run.insist)
-            if why: return Verdict("conflict", why, n)
-            if any(f.get("transform", name) != name for f in (present[n].footers or {}).values()):
-                return Verdict("stale", "made by another transform")
-        verdict = judge(unit, self.made_by, parent, present)
-        why = self.transform.never_forgets(self.features) if verdict.reason == STATE_MAY_DIFFER else ""
-        return Verdict("changed", f"the state before it changes: {why}") if why else verdict
-
-    def _untouched(self, unit: Unit, verdict: Verdict) -> UnitReport:
-        done = verdict.status == "done"
-        self.states.done(unit, verdict.state if done else UNKNOWN, None)
-        return UnitReport(unit.partition.path, verdict.status, verdict.reason or "up to date",
-                          state=verdict.state if done else None)
-
-    def _compute(self, unit: Unit, parent: str, load: Callable[[], dict], present: Mapping[str, Present]) -> UnitReport:
-        check_room(self.targets.values(), present.values())
-        if self.stateful: self.transform.state = dict(load())
-        after = [files[0].partition.start for files in unit.following.values() if files]
-        context = TransformContext(
-            has_past=unit.previous is not None, until=after[0] if after else None, feature_config=self.features,
-            execution_id=self.run.execution_id, filter_spec=self.run.spec,
-            stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
-            lookahead={n: self._later(n, files) for n, files in unit.following.items() if files},
-            limit_rows=self.run.limit)
-        work = UnitRun(unit, self.transform, self.made_by, context, self.targets, present, parent)
-        report = work.run(self.run.pending.extend if self.run.at_once else commit_lakes)
-        if self.stateful: self.states.done(unit, report.state, dict(self.transform.state))
-        if self.run.limited: self.run.limit -= min(self.run.limit, report.rows_in)
-        return report
-
-    def _later(self, name: str, files: tuple[PartitionFiles, ...]) -> Iterator[pl.LazyFrame]:
-        "The stream's later partitions, each opened only when it is asked for."
-        c = self.transform.config.inputs[name]
-        for pf in files: yield scan_partition(pf, contract_of(c, self.features.clock), c.format, c.extra)
-
-TRIES, RETRY_S = 3, 0.05        # a file that is replaced while it is read is read again, twice
-
-def _failed(unit: Unit, error: Exception) -> UnitReport:
-    return UnitReport(unit.partition.path, "failed", f"{type(error).__name__}: {error}", error=error)
+__all__ = ['TransformExecutor', 'pool_of', 'shares_memory', 'check_outputs_disk']
 
 # %% ../../nbs/40_run/03_executor.ipynb #8cecf4f0
 class TransformExecutor:
     "Runs transforms over partitions: `execute` computes what is not up to date, `plan` tells what that would be."
 
-    def __init__(self, feature_config: FeatureConfig | None = None, *,
-                 workers: int | None = None, progress: bool = True):
+    def __init__(self, feature_config: FeatureConfig | None = None, *, workers: int | None = None,
+                 pool: str | Executor | Pool | None = None, progress: bool = True):
+        """`workers`: chains at work side by side. `pool`: `threads` (None, too), `processes`, or an executor of
+        yours, which is used and left as it is. `progress`: show it, if somebody is looking."""
         self.feature_config = feature_config or FeatureConfig()
         if workers is not None and workers < 1: raise ConfigError(f"workers={workers}", expected="at least 1")
         self.workers = workers or min(4, os.cpu_count() or 1)
+        self.pool = pool_of(pool, self.workers, given=workers)
         self.progress = progress
 
     @classmethod
@@ -246,31 +59,17 @@ class TransformExecutor:
         `limit_rows`: take so many rows in all and write to scratch. `dry_run`: only plan. `cold_start`: a chain may
         begin without the state of the partition before it. `state_path`: folder from which chains may take their first
         state, and in which they leave their last. `replace`: write over partitions that another transform, or
-        somebody by hand, has written. Raises the first unit's error, with the report as its attribute `report`."""
+        somebody by hand, has written. Raises the first unit's error, with the report as its attribute `report`;
+        `KeyboardInterrupt` likewise, once the units under way are finished."""
         if limit_rows is not None and limit_rows < 1:
             raise ConfigError(f"limit_rows={limit_rows}", expected="at least 1 row")
         _check_paths(transform)
         _check_outputs(transform)
-        began, execution_id = time.perf_counter(), uuid.uuid4().hex[:12]
-        run = Run(transform, self.feature_config, filter_spec, execution_id, cold_start,
-                  Path(state_path) if state_path else None, limit_rows, dry_run, replace)
-        if not dry_run: check_outputs_disk(transform)
-        if not dry_run: recover_outputs(transform)       # first: what is unfinished may be an input of this run
-        units = units_of(transform, self.feature_config, filter_spec)
-        chains = [Chain(run, u) for u in units]
-        report = RunReport(transform.config.name, execution_id, dry_run, _folders(chains))
-        if not dry_run: open_datasets(t.dataset for c in chains for t in c.targets.values())
-        rest = Rest(run, units) if not run.limited else None
-        context = TransformContext(
-            feature_config=self.feature_config, execution_id=execution_id, filter_spec=filter_spec,
-            limit_rows=limit_rows, dry_run=dry_run)
-        transform.initialize(context)
-        try:
-            report.units = self._run(run, chains)
-            if rest: report.units += rest.finish(report)
-        finally:
-            discard(run.pending)
-            transform.finalize(context)
+        job = Job(transform, self.feature_config, filter_spec, uuid.uuid4().hex[:12], transform.code_version(),
+                  cold_start, Path(state_path) if state_path else None, limit_rows, dry_run, replace,
+                  Together(limit_rows))
+        began = time.perf_counter()
+        report = self._report(job, self._pool_for(job))
         report.seconds = time.perf_counter() - began
         return _raise_first(report)
 
@@ -278,39 +77,94 @@ class TransformExecutor:
         "What `execute` would do, without doing it: its report with `dry_run` set. Takes the keywords of `execute`."
         return self.execute(transform, filter_spec, dry_run=True, **kwargs)
 
-    def _run(self, run: Run, chains: list[Chain]) -> list[UnitReport]:
-        from tqdm.auto import tqdm      # late: it looks for a notebook, which takes time
-        bar = tqdm(
-            total=sum(len(c.units) for c in chains), desc=run.transform.config.name, unit="part",
-            disable=None if self.progress else True)
-        def work(chain: Chain) -> list[UnitReport]:
-            return [r for r in chain.reports() if bar.update() or True]
-        with bar, ThreadPoolExecutor(max_workers=1 if run.limited else max(1, min(self.workers, len(chains)))) as pool:
-            try: return _gathered([pool.submit(work, c) for c in chains])
-            except BaseException:      # interrupted: units under way are finished or dropped, none is begun
-                run.stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+    def _pool_for(self, job: Job) -> Pool:
+        "Where the job's chains run; `ConfigError` for what must stay in this process, or cannot leave it."
+        if job.limited: return Threads(1)
+        if job.dry_run: return Threads(self.workers)
+        if isinstance(self.pool, Threads): return self.pool
+        if job.at_once and not shares_memory(self.pool):
+            raise ConfigError("the run is published as one (mode overwrite, or atomic: run)",
+                              expected="the pool threads, which keeps its changes until the end")
+        if isinstance(self.pool, Processes): _check_travels(job.transform)
+        return self.pool
+
+    def _report(self, job: Job, pool: Pool) -> RunReport:
+        transform, dry_run = job.transform, job.dry_run
+        if not dry_run: check_outputs_disk(transform)
+        if not dry_run: recover_outputs(transform)       # first: what is unfinished may be an input of this run
+        units = units_of(transform, self.feature_config, job.spec)
+        targets = _targets(job, units)
+        report = RunReport(transform.config.name, job.execution_id, dry_run,
+                           {n: str(t.dataset.root) for found in targets for n, t in found.items()})
+        datasets = dict.fromkeys(t.dataset for found in targets for t in found.values())
+        if not dry_run: open_datasets(datasets)
+        rest = Rest(job, units) if not job.limited else None
+        context = TransformContext(feature_config=self.feature_config, execution_id=job.execution_id,
+                                   filter_spec=job.spec, limit_rows=job.limit, dry_run=dry_run)
+        transform.initialize(context)
+        try:
+            self._run(job, pool, units, report)
+            if rest: report.units += rest.finish(report)
+        except KeyboardInterrupt:
+            if rest and job.at_once: unpublished(report, "the run was stopped")
+            raise
+        finally:
+            discard(job.together.pending)
+            if not dry_run and isinstance(pool, Processes): _swept(datasets)
+            transform.finalize(context)
+        return report
+
+    def _run(self, job: Job, pool: Pool, units: list[list[Unit]], report: RunReport) -> None:
+        "Fill the report with those of all units; `KeyboardInterrupt` if the run was stopped, with what there is."
+        stop, told = Event(), {}
+        progress = Progress(job.transform.config.name, units, self.workers, shown=self.progress)
+        def tell(chain: int, unit: UnitReport | None) -> None:
+            if unit is not None: told.setdefault(chain, []).append(unit)
+            progress(chain, unit)
+        try:
+            with progress, stop_on(stop): pool.run([(job, c) for c in units], step, finish, stop=stop, told=tell)
+            if stop.is_set(): raise KeyboardInterrupt
+        except KeyboardInterrupt as e:
+            if isinstance(e, AtOnce): job.together.dropped.set()
+            e.report, e.planned = report, sum(map(len, units))
+            raise
+        finally: report.units = [r for i in range(len(units)) for r in told.get(i, ())]
 
 # %% ../../nbs/40_run/03_executor.ipynb #f94f6bf5
-def _gathered(futures: list[Future]) -> list[UnitReport]:
-    "The reports of all chains; wakes up now and then, because a signal need not wake the thread that waits."
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=POLL_S, return_when=FIRST_EXCEPTION)
-        for f in done: f.result()
-    return [r for f in futures for r in f.result()]
+def pool_of(pool: str | Executor | Pool | None, workers: int, *, given: int | None = None) -> Pool:
+    "The pool that is meant; `given`: the number of workers that was asked for, if any."
+    if pool in (None, "threads"): return Threads(workers)
+    if pool == "processes": return Processes(workers)
+    if isinstance(pool, Executor): return Borrowed(pool, given)
+    if callable(getattr(pool, "run", None)): return pool
+    raise ConfigError(f"pool={pool!r}", expected="'threads', 'processes', or a concurrent.futures.Executor")
 
-POLL_S = 0.2        # between two looks at whether a signal came
+def shares_memory(pool: Pool) -> bool:
+    "Whether the pool's steps run in this process."
+    return isinstance(pool, Threads) or isinstance(getattr(pool, "executor", None), ThreadPoolExecutor)
+
+def _check_travels(transform: BaseTransform) -> None:
+    "`ConfigError` if other processes could not find the transform's class: they import it by its module's name."
+    module = sys.modules.get(type(transform).__module__)
+    if type(transform).__module__ == "__main__" and not hasattr(module, "__file__"):
+        raise ConfigError(f"the class {type(transform).__name__} lives in a notebook, where no other process finds it",
+                          fix="Put it into a module, or use the pool 'threads'.")
+    try: pickle.dumps(transform)
+    except Exception as e:
+        raise ConfigError(f"the transform {transform.config.name!r} cannot be sent to another process: {e}",
+                          fix="Keep what cannot be pickled out of it, or use the pool 'threads'.") from e
+
+def _swept(datasets: Iterable[Dataset]) -> None:
+    "Workers that were ended in the middle of their work leave something in the stages."
+    for dataset in datasets: sweep(dataset)
+
+def _targets(job: Job, units: list[list[Unit]]) -> list[dict[str, Target]]:
+    return [job.chain(chain[0].partition).targets for chain in units]
 
 def check_outputs_disk(transform: BaseTransform) -> None:
     "`StorageError` if the filesystem of a new lake lacks what commits rely on; tried out before the first of them."
     for lake in sorted({o.lake for o in transform.config.outputs.values()}):
         if not (Path(lake) / META).exists(): doctor.check(lake)
-
-def recover_outputs(transform: BaseTransform) -> None:
-    "Finish the commits that dead processes left unfinished in the lakes of the outputs."
-    for lake in sorted({o.lake for o in transform.config.outputs.values()}): recover(lake)
 
 def _check_paths(transform: BaseTransform) -> None:
     for c in (*transform.config.inputs.values(), *transform.config.outputs.values()):
@@ -322,9 +176,6 @@ def _check_outputs(transform: BaseTransform) -> None:
         if o.format is DataFormat.DELTA and transform.config.atomic == "run":
             raise ConfigError(f"output {o.name!r} is a Delta table, and the run is to be published as one",
                               expected="atomic: partition; a table's commits are its own")
-
-def _folders(chains: list[Chain]) -> dict[str, str]:
-    return {name: str(t.dataset.root) for c in chains for name, t in c.targets.items()}
 
 def _raise_first(report: RunReport) -> RunReport:
     "The report, or the first failed unit's error with the report on it."

@@ -4,6 +4,8 @@
 
 # %% ../../nbs/40_run/00_report.ipynb #41310749
 from __future__ import annotations
+import pickle
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from .render import (
     MAX_CELL, Markup, block, clip, fold, html, html_table, md, md_code, md_table)
 
 # %% auto #0
-__all__ = ['Status', 'SHOWN', 'WHOLE', 'FOLDED', 'UnitReport', 'RunReport', 'summary', 'html_summary']
+__all__ = ['Status', 'SHOWN', 'WHOLE', 'FOLDED', 'UnitReport', 'Elsewhere', 'RunReport', 'summary', 'html_summary']
 
 # %% ../../nbs/40_run/00_report.ipynb #3127cec5
 # to compute: new, changed, stale; not to be touched: done, conflict; after a run: written, failed, skipped, vanished
@@ -35,10 +37,32 @@ class UnitReport:
     quarantined: int = 0               # rows that broke the contract and were set aside
     state: str | None = None           # hash of the state at the partition's end
     error: BaseException | None = None
+    tries: int = 1                     # how often it was tried: more than once after faults that passed
 
     def __post_init__(self):
         # of what is up to date there is nothing to tell, and there may be ten thousand of it
         if self.status != "done": self.reason = redact(self.reason)
+
+    def __getstate__(self) -> dict:
+        "The report as it travels from another process: with an error that can travel, and where it was raised."
+        if self.error is None: return vars(self)
+        trace = "".join(traceback.format_exception(self.error))
+        return vars(self) | {"error": (_travelling(self.error), redact(trace))}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        if isinstance(self.error, tuple):
+            self.error, trace = self.error
+            self.error.__cause__ = Elsewhere(trace)
+
+class Elsewhere(Exception):
+    "Stands for the traceback of an error that was raised in another process."
+    def __str__(self) -> str: return f"\n\nin a worker:\n{self.args[0]}"
+
+def _travelling(error: BaseException) -> BaseException:
+    "The error, or one that says the same if it cannot be pickled, or not be read again."
+    try: return error if type(pickle.loads(pickle.dumps(error))) is type(error) else RuntimeError(str(error))
+    except Exception: return RuntimeError(redact(f"{type(error).__name__}: {error}"))
 
 # %% ../../nbs/40_run/00_report.ipynb #84ccb209
 @dataclass
@@ -80,10 +104,10 @@ class RunReport:
 
     def to_frame(self) -> pl.DataFrame:
         "One row per unit: partition, status, rows in and out, MB (10^6 bytes), seconds, rows noticed, reason."
-        return pl.DataFrame([{
-            "partition": u.partition, "status": u.status, "rows in": u.rows_in, "rows out": sum(u.rows.values()),
-            "MB": round(sum(u.bytes.values()) / 1e6, 2), "seconds": round(u.seconds, 2), "duplicates": u.duplicates,
-            "disordered": u.disordered, "quarantined": u.quarantined, "reason": u.reason} for u in self.units])
+        return pl.DataFrame([(
+            u.partition, u.status, u.rows_in, sum(u.rows.values()), round(sum(u.bytes.values()) / 1e6, 2),
+            round(u.seconds, 2), u.duplicates, u.disordered, u.quarantined, u.reason) for u in self.units],
+            schema=_COLUMNS, orient="row")
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys(): raise KeyError(key)
@@ -100,6 +124,11 @@ class RunReport:
 
     def _repr_markdown_(self) -> str: return summary(self)
     def _repr_html_(self) -> str: return html_summary(self)
+
+# %% ../../nbs/40_run/00_report.ipynb #84ccb20a
+_COLUMNS = {"partition": pl.String, "status": pl.String, "rows in": pl.Int64, "rows out": pl.Int64, "MB": pl.Float64,
+            "seconds": pl.Float64, "duplicates": pl.Int64, "disordered": pl.Int64, "quarantined": pl.Int64,
+            "reason": pl.String}
 
 # %% ../../nbs/40_run/00_report.ipynb #c3c4b917
 SHOWN = 20                # units listed in a summary; the rest are counted

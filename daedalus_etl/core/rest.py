@@ -11,26 +11,26 @@ from .report import RunReport, UnitReport
 from ..storage.commit import Dataset, Snapshot
 from ..storage.journal import Change, commit, survey_dataset
 from ..storage.partitions import Partition
-if TYPE_CHECKING: from daedalus_etl.core.executor import Run
+if TYPE_CHECKING: from daedalus_etl.core.step import Job
 
 # %% auto #0
-__all__ = ['Rest']
+__all__ = ['Rest', 'unpublished']
 
 # %% ../../nbs/40_run/02a_rest.ipynb #b37f2a54
 class Rest:
     "The partitions of the outputs that no unit of a run makes, and the end of a run that is published as one."
-    def __init__(self, run: Run, units: list[list[Unit]]):
-        self.run, self.units = run, units
-        self.targets = run.targets(run.features, scratch=False)
+    def __init__(self, job: Job, units: list[list[Unit]]):
+        self.job, self.units = job, units
+        self.targets = job.targets(job.features, scratch=False)
         self.seen: dict[Dataset, dict[str, Snapshot]] = {
             t.dataset: survey_dataset(t.dataset) for t in self.targets.values() if t.mode is WriteMode.OVERWRITE}
 
     def finish(self, report: RunReport) -> list[UnitReport]:
         "Publish what was kept, unless a unit failed; returns reports on partitions that no unit makes."
-        if self.run.dry_run: return [UnitReport(p, "vanished", why) for p, why in self._gone().items()]
+        if self.job.dry_run: return [UnitReport(p, "vanished", why) for p, why in self._gone().items()]
         gone = self._gone()
-        if self.run.at_once and report.failed: _unpublished(report)
-        elif self.run.at_once and (changes := [*self.run.pending, *self._removals()]):
+        if self.job.at_once and report.failed: unpublished(report, "another unit failed")
+        elif self.job.at_once and (changes := [*self.job.together.pending, *self._removals()]):
             commit(changes, whole=self.seen)
         return [UnitReport(p, "vanished", why) for p, why in gone.items()]
 
@@ -45,13 +45,13 @@ class Rest:
         for t in self.targets.values():
             whole = t.mode is WriteMode.OVERWRITE
             why = "not in this run: removed" if whole else "its input is gone; `daedalus gc --vanished` removes it"
-            spec = None if whole else self.run.spec
+            spec = None if whole else self.job.spec
             found |= {p.path: why for p in vanished(t, spec, self.units)}
         return found
 
-def _unpublished(report: RunReport) -> None:
+def unpublished(report: RunReport, why: str) -> None:
     "Nothing of a run with a failed unit is published: say so of the units that were computed."
     for u in report.units:
         if u.status != "written": continue
-        u.status, u.reason = "skipped", "not published: another unit failed, and the run is published as one"
+        u.status, u.reason = "skipped", f"not published: {why}, and the run is published as one"
         u.rows, u.bytes = {}, {}

@@ -29,9 +29,9 @@ def _modules(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #55be48d8
 def executor_of(settings: DaedalusConfig, args: argparse.Namespace) -> TransformExecutor:
-    "The executor that the flags describe."
+    "The executor that the configuration and the flags describe."
     from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
-    return TransformExecutor.from_config(settings, workers=args.workers)
+    return TransformExecutor.from_config(settings, workers=args.workers, pool=args.pool)
 
 def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> RunReport:
     "Execute the transform that `config` names, with the flags in `args`."

@@ -5,6 +5,7 @@
 # %% ../../nbs/50_runners/00_options.ipynb #e4cf18f8
 from __future__ import annotations
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..core.config import DaedalusConfig, FeatureConfig, FilterSpec, load_config
 from ..core.errors import DaedalusError
 from ..core.redact import redact
+from ..run.signals import AtOnce, terminable
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
@@ -44,7 +46,8 @@ FLAGS: dict[str, dict] = {
     "--config": dict(metavar="FILE", help="configuration (config/config.yaml, if it exists)"),
     "--quarantine-files": dict(
         action="store_true", help="go on without files that cannot be read, and note them in the quarantine"),
-    "--workers": dict(type=int, metavar="N", help="streams computed side by side"),
+    "--workers": dict(type=int, metavar="N", help="streams computed side by side (the number of cores, at most 4)"),
+    "--pool": dict(choices=["threads", "processes"], help="what they are computed on (threads)"),
     "--debug": dict(action="store_true", help="show the traceback of an error")}
 
 FEATURE_FLAGS: dict[str, dict] = {
@@ -98,9 +101,11 @@ INTERRUPTED = 130
 
 def exit_code(job: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     "Run `job(args)`; print what went wrong, if anything, and return the exit code."
-    try: job(args)
-    except KeyboardInterrupt:
-        print("interrupted: partitions that were not finished are as they were", file=sys.stderr)
+    try:
+        with terminable(): job(args)
+    except KeyboardInterrupt as e:
+        _print_interrupted(e)
+        if isinstance(e, AtOnce): os._exit(INTERRUPTED)     # past threads that are still at work
         return INTERRUPTED
     except DaedalusError as e:
         if (report := getattr(e, "report", None)) is not None: print_report(report)
@@ -111,6 +116,16 @@ def exit_code(job: Callable[[argparse.Namespace], None], args: argparse.Namespac
         print(redact(traceback.format_exc()), file=sys.stderr)
         return 1
     return 0
+
+def _print_interrupted(stopped: KeyboardInterrupt) -> None:
+    "How far the run came; what it had not finished is as it was."
+    report, far = getattr(stopped, "report", None), "what was not finished is as it was"
+    if report is not None:
+        print_report(report)
+        finished = sum(u.status in ("written", "done") for u in report.units)
+        far = f"{finished:,} of {stopped.planned:,} partitions are finished, the others are as they were"
+    print(f"interrupted: {far}; run again to go on", file=sys.stderr, flush=True)
+    sys.stdout.flush()
 
 RARE = ("duplicates", "disordered", "quarantined")       # columns of a report that are shown if they are not all 0
 TABLE = dict(tbl_cols=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True,
