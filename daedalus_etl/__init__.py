@@ -14,7 +14,8 @@ _HOMES = {
     "features": "features", "load_config": "config", "FeatureConfig": "core.config", "FilterSpec": "core.config",
     "InputConfig": "core.config", "OutputConfig": "core.config", "TransformConfig": "core.config",
     "BaseTransform": "core.base", "StatefulTransform": "core.base", "TransformContext": "core.base",
-    "register_transform": "core.registry", "TransformExecutor": "core.executor", "scan": "storage.dataset",
+    "register_transform": "core.registry", "TransformExecutor": "core.executor", "Pipeline": "core.pipeline",
+    "scan": "storage.dataset",
     "read": "lake", "PartitionExplorer": "explore.widgets"}
 
 def __getattr__(name: str):

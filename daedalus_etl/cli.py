@@ -12,15 +12,16 @@ from .runners import (
 from .runners.options import BAR_FLAGS, BOOK_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
-__all__ = ['DEMO', 'ALL_FLAGS', 'COLUMN_FLAGS', 'COMMANDS', 'UPKEEP', 'run', 'plan', 'features', 'demo', 'parser', 'main', 'app']
+__all__ = ['DEMO', 'ALL_FLAGS', 'STEP_FLAGS', 'COLUMN_FLAGS', 'COMMANDS', 'UPKEEP', 'run', 'plan', 'features', 'demo', 'parser',
+           'main', 'app']
 
 # %% ../nbs/50_runners/05_cli.ipynb #7727575e
 def run(args: argparse.Namespace) -> None:
-    "All channels: bronze to silver to gold."
+    "The pipeline: bronze to silver to gold, all channels or the steps of the configuration."
     jobs.pipeline(args, config_of(args))
 
 def plan(args: argparse.Namespace) -> None:
-    "What `run` would do, and why."
+    "What `run` would do in each step, and why."
     args.dry_run = True
     jobs.pipeline(args, config_of(args))
 
@@ -60,6 +61,7 @@ def demo(args: argparse.Namespace) -> None:
 
 # %% ../nbs/50_runners/05_cli.ipynb #65c2a18d
 ALL_FLAGS = (FEATURE_FLAGS, BOOK_FLAGS, {"--durations": BAR_FLAGS["--durations"]})
+STEP_FLAGS = (*ALL_FLAGS, jobs.PIPELINE_FLAGS)
 COLUMN_FLAGS = (FEATURE_FLAGS, {"--channel": dict(
     choices=[f"{c}{s}" for s in ("", "_bars") for c in jobs.CHANNELS], default="trades",
     help="whose columns (trades)")})
@@ -68,10 +70,10 @@ COMMANDS = {
     "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)),
     "orderbook": (run_orderbook_features.run, (FEATURE_FLAGS, BOOK_FLAGS)),
     "bars": (run_bars.run, (BAR_FLAGS,)),
-    "run": (run, ALL_FLAGS),
-    "plan": (plan, ALL_FLAGS),
+    "run": (run, STEP_FLAGS),
+    "plan": (plan, STEP_FLAGS),
     "demo": (demo, ALL_FLAGS),
-    "status": (maintenance.status, ALL_FLAGS),
+    "status": (maintenance.status, STEP_FLAGS),
     "features": (features, COLUMN_FLAGS)}
 UPKEEP = {f.__name__: f for f in (
     maintenance.lineage, maintenance.verify, maintenance.gc, maintenance.recover, maintenance.doctor)}

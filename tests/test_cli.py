@@ -103,7 +103,10 @@ def test_daedalus_run(home):
 def test_daedalus_plan(home):
     done = cli("plan", cwd=home)
     assert done.returncode == 0, done.stderr
-    assert "trades_features (plan): 3 new" in done.stdout and "ticker_features (plan): 2 new" in done.stdout
+    rows = [[w.strip() for w in line.strip("│").split("┆")] for line in done.stdout.splitlines() if "┆" in line]
+    for channel, n in (("trades", "3"), ("ticker", "2")):
+        assert [channel, f"{channel}_features", "", "to do", n] in rows
+        assert [f"{channel}_bars", "bars", channel, "to do", n] in rows      # of silver that does not exist yet
     assert not (home / OUT).exists()
 
 

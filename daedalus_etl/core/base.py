@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 from .config import FeatureConfig, FilterSpec, TransformConfig
 from .errors import TransformError, did_you_mean
@@ -55,6 +55,7 @@ class BaseTransform(ABC):
     parameters: ClassVar[tuple[str, ...] | None] = None   # fields of FeatureConfig that outputs depend on; None: all
     gathered: ClassVar[tuple[str, ...]] = ()         # inputs of which a unit also gets what lies between its partitions
     checks_levels: ClassVar[bool] = False            # `transform` sets books with bad levels aside by itself
+    coming: Mapping[str, Any] = MappingProxyType({})     # in plans: by input, what an earlier step will write there
 
     def __init__(self, config: TransformConfig):
         self.config = config

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from .base import BaseTransform
+from .coming import STATE_MAY_DIFFER, Coming, announced, listing
 from .config import FeatureConfig, FilterSpec, InputConfig, TransformConfig
 from .errors import EmptyMatchError, InputChangedError, InputNotFoundError
 from .outputs import Present, Target
@@ -18,8 +19,8 @@ from ..storage.partitions import Partition, PartitionFiles, discover, is_delta
 from ..storage.state import StateKey
 
 # %% auto #0
-__all__ = ['NO_PAST', 'COLD', 'UNKNOWN', 'STATE_MAY_DIFFER', 'Unit', 'find_units', 'units_of', 'find_again', 'input_fingerprint',
-           'Recipe', 'recipe', 'Verdict', 'judge', 'parent_of', 'vanished']
+__all__ = ['NO_PAST', 'COLD', 'UNKNOWN', 'Unit', 'find_units', 'units_of', 'find_again', 'input_fingerprint', 'Recipe', 'recipe',
+           'Verdict', 'judge', 'parent_of', 'vanished']
 
 # %% ../../nbs/40_run/01_plan.ipynb #e6f46566
 @dataclass(frozen=True)
@@ -44,16 +45,17 @@ class Unit:
         return f"**{md(self.partition)}**, {md(past)}\n\n{table}"
 
 def find_units(config: TransformConfig, spec: FilterSpec | None, *, lookahead_s: float | None = None,
-               gathered: Collection[str] = ()) -> list[list[Unit]]:
+               gathered: Collection[str] = (), coming: Mapping[str, Coming] | None = None) -> list[list[Unit]]:
     """The chains of units that `spec` selects, by stream; neighbours outside of the selection are known to their units.
 
-    Of the inputs named in `gathered` a unit gets, with its own partition, those since the one before it."""
-    (first, *rest) = config.inputs.values()
-    chosen = discover(first.path, spec, first.format, allow_empty_files=True)
+    Of the inputs named in `gathered` a unit gets, with its own partition, those since the one before it. `coming`: by
+    input, what an earlier step will write there."""
+    (first, *rest), coming = config.inputs.values(), coming or {}
+    chosen = listing(first, spec, coming.get(first.name))
     streams = _streams_only(spec, chosen)
     narrow = spec is not None and spec != streams        # else what was chosen is all there is
-    everything = discover(first.path, streams, first.format, allow_empty_files=True) if narrow else chosen
-    others = {c.name: _Beside(c, streams, gather=c.name in gathered) for c in rest}
+    everything = listing(first, streams, coming.get(first.name)) if narrow else chosen
+    others = {c.name: _Beside(c, streams, coming.get(c.name), gather=c.name in gathered) for c in rest}
     chains, wanted = [], {pf.partition for pf in chosen}
     for _, group in groupby(everything, key=lambda pf: (pf.partition.stream, pf.partition.dims)):
         chain = list(group)
@@ -71,7 +73,7 @@ def _streams_only(spec: FilterSpec | None, chosen: list[PartitionFiles]) -> Filt
 def units_of(transform: BaseTransform, features: FeatureConfig, spec: FilterSpec | None) -> list[list[Unit]]:
     "The chains of units of `transform` that `spec` selects."
     ahead = transform.lookahead_s(features)
-    return find_units(transform.config, spec, lookahead_s=ahead, gathered=transform.gathered)
+    return find_units(transform.config, spec, lookahead_s=ahead, gathered=transform.gathered, coming=transform.coming)
 
 def find_again(unit: Unit, transform: BaseTransform, features: FeatureConfig) -> Unit:
     "The unit as its files are now; they were other ones when it was planned."
@@ -84,9 +86,9 @@ def find_again(unit: Unit, transform: BaseTransform, features: FeatureConfig) ->
 
 class _Beside:
     "The partitions of an input beside the first one."
-    def __init__(self, config: InputConfig, spec: FilterSpec | None, *, gather: bool):
+    def __init__(self, config: InputConfig, spec: FilterSpec | None, coming: Coming | None, *, gather: bool):
         self.gather = gather
-        try: found = discover(config.path, spec, config.format, allow_empty_files=True)
+        try: found = listing(config, spec, coming)
         except (EmptyMatchError, InputNotFoundError):
             if not config.optional: raise
             found = []
@@ -163,18 +165,22 @@ class Verdict:
 
 def judge(unit: Unit, made_by: Recipe, parent: str, present: Mapping[str, Present]) -> Verdict:
     "Compare the unit's key with what its outputs' footers say; `present`: by output, what there is."
-    footers = [p.footer for p in present.values()]
-    if not any(footers): return Verdict("new", "no output yet")
+    footers, why = [p.footer for p in present.values()], announced(_read(unit))
+    if not any(footers): return Verdict("new", f"no output yet, and {why}" if why else "no output yet")
     if not all(footers): return Verdict("new", "an output is missing")
     for name, want in (("code", made_by.state_key.code), ("config", made_by.state_key.config)):
         if any(f.get(name) != want for f in footers): return Verdict("stale", f"made by another {name}")
-    if any(f.get("inputs") != input_fingerprint(unit) for f in footers): return Verdict("changed", "the input changed")
+    if any(f.get("inputs") != input_fingerprint(unit) for f in footers):
+        return Verdict("changed", why or "the input changed")
     if any(f.get("key") != made_by.key(unit, parent) for f in footers):
         return Verdict("changed", STATE_MAY_DIFFER if parent == UNKNOWN else "the state before it changed")
     return Verdict("done", state=footers[0].get("state"))
 
+def _read(unit: Unit) -> list[PartitionFiles]:
+    "The files of all inputs, and those that are looked ahead at."
+    return [*unit.inputs.values(), *(pf for after in unit.following.values() for pf in after)]
+
 UNKNOWN = "unknown until it is computed"        # the state before a unit, in a plan that computes nothing
-STATE_MAY_DIFFER = "the state before it may change: computed unless that comes out as it was"
 
 def parent_of(unit: Unit, made_by: Recipe, home: Target) -> str | None:
     "Hash of the state that the partition before `unit` ended in, if its output is of the same recipe; else None."

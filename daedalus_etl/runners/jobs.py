@@ -7,56 +7,29 @@ from __future__ import annotations
 import argparse
 import atexit
 import sys
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from ..core.config import DaedalusConfig, InputConfig, OutputConfig, StorageConfig, TransformConfig
-from ..core.errors import ConfigError, DaedalusError, InputNotFoundError
+from ..core.config import DaedalusConfig, TransformConfig
+from ..core.errors import ConfigError
+from ..core.redact import redact
 from ..core.registry import create_transform
-from ..storage.objects import is_url, join_url, list_folder, parent_url
-from .options import config_of, filter_of, print_report
+from ..core.steps import CHANNELS, bars_config, features_config
+from .options import TABLE, config_of, filter_of, print_report
 if TYPE_CHECKING:
     from daedalus_etl.core.executor import TransformExecutor
+    from daedalus_etl.core.pipeline import Pipeline, PipelineReport, StepReport
     from daedalus_etl.core.report import RunReport
     from daedalus_etl.run.cluster import DaskPool
 
 # %% auto #0
-__all__ = ['CHANNELS', 'is_there', 'features_config', 'bars_config', 'executor_of', 'cluster_at', 'run_job', 'features_job',
-           'bars_job', 'channel_configs', 'pipeline', 'waits']
+__all__ = ['PIPELINE_FLAGS', 'executor_of', 'cluster_at', 'run_job', 'features_job', 'bars_job', 'pipeline_of', 'plan_pipeline',
+           'pipeline', 'print_pipeline', 'CHANNELS', 'bars_config', 'features_config']
 
-# %% ../../nbs/50_runners/01_jobs.ipynb #96278f86
-def is_there(folder: str) -> bool:
-    "Whether a folder of this machine exists, or anything lies below a URL."
-    return any(map(bool, list_folder(folder))) if is_url(folder) else Path(folder).is_dir()
+# %% ../../nbs/50_runners/01_jobs.ipynb #ba48cdf8
+_all_ = ["CHANNELS", "bars_config", "features_config"]
 
-def _output(name: str, path: str, storage: StorageConfig) -> dict[str, OutputConfig]:
-    written = {k: getattr(storage, k) for k in ("compression", "compression_level", "row_group_size", "single_writer")}
-    return {name: OutputConfig(name=name, path=path, **written)}
-
-def features_config(channel: str, storage: StorageConfig, source: str | None = None, fmt: str = "parquet",
-                    trades: str | None = None) -> TransformConfig:
-    """Bronze to silver for one channel: input named like the channel, output `silver`.
-
-    `orderbook` has a second input, `trades`: the folder given, or the one beside its own if there is one; "" for
-    none."""
-    where = source or f"{storage.input_root}/{channel}"
-    rules = {"format": fmt, "quarantine_files": storage.quarantine_files, "limits": storage.limits}
-    inputs = {channel: InputConfig(name=channel, path=where, **rules)}
-    beside = _beside(where, "trades") if trades is None else trades
-    if channel == "orderbook" and beside:
-        inputs["trades"] = InputConfig(name="trades", path=beside, optional=trades is None, **rules)
-    return TransformConfig(name=f"{channel}_features", description=f"features of bronze {channel}", inputs=inputs,
-                           outputs=_output("silver", f"{storage.output_root}/silver/{channel}", storage))
-
-def _beside(folder: str, name: str) -> str:
-    return join_url(parent_url(folder), name) if is_url(folder) else str(Path(folder).parent / name)
-
-def bars_config(channel: str, storage: StorageConfig, source: str | None = None) -> TransformConfig:
-    "Silver to gold for one channel: input `silver`, output `gold` with a dataset for each bar length."
-    where = source or f"{storage.output_root}/silver/{channel}"
-    return TransformConfig(name="bars", description=f"time bars of silver {channel}",
-                           inputs={"silver": InputConfig(name="silver", path=where)},
-                           outputs=_output("gold", f"{storage.output_root}/gold/{channel}_bars", storage))
+def _modules(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text.split(",") if w.strip())
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #55be48d8
 def executor_of(settings: DaedalusConfig, args: argparse.Namespace) -> TransformExecutor:
@@ -100,42 +73,61 @@ def bars_job(args: argparse.Namespace) -> None:
     print_report(run_job(bars_config(args.channel, settings.storage, args.input), settings, args))
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #90212842
-CHANNELS = ("trades", "ticker", "orderbook")
+PIPELINE_FLAGS: dict[str, dict] = {
+    "steps": dict(nargs="*", metavar="STEP", help="steps of the pipeline, with all that come before them (all)"),
+    "--only": dict(action="store_true", help="just the named steps, without those before them"),
+    "--plugins": dict(type=_modules, metavar="A,B", default=(), help="modules that register transforms of your own")}
 
-def channel_configs(args: argparse.Namespace, settings: DaedalusConfig) -> list[TransformConfig]:
-    "Bronze to silver and silver to gold of every channel below the bronze folder, in the order in which they run."
-    root = args.input or settings.storage.input_root
-    found = [c for c in CHANNELS if is_there(f"{root}/{c}")]
-    if not found:
-        raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, fix="Give it with --input.",
-                                 expected="bronze data, a folder for each channel")
-    def silver(c: str): return features_config(c, settings.storage, f"{root}/{c}", args.input_format, _trades_of(args))
-    return [config for c in found for config in (silver(c), bars_config(c, settings.storage))]
+def pipeline_of(args: argparse.Namespace, settings: DaedalusConfig) -> Pipeline:
+    "The steps that the configuration and the flags describe."
+    from daedalus_etl.core.pipeline import Pipeline      # late: it brings polars
+    storage = settings.storage.model_copy(update={"input_root": args.input} if args.input else {})
+    plugins = (*settings.plugins, *getattr(args, "plugins", ()))
+    found = Pipeline.from_config(settings.model_copy(update={"storage": storage, "plugins": plugins}),
+                                 fmt=args.input_format, trades=_trades_of(args))
+    return found.select(*getattr(args, "steps", ()), only=getattr(args, "only", False))
 
-def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> list[RunReport]:
-    "Silver and gold of every channel below the bronze folder; prints a report for each step."
-    reports, errors = [], []
-    for config in channel_configs(args, settings):
-        try: reports += _step(config, settings, args)
-        except DaedalusError as e: errors.append(_noted(e))
-    if errors: raise errors[0]
-    return reports
+def plan_pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> PipelineReport:
+    "What `pipeline` would do, for all steps."
+    return pipeline_of(args, settings).plan(filter_of(args), executor=executor_of(settings, args), **_how(args))
 
-def _noted(error: DaedalusError) -> DaedalusError:
-    "Print what failed; the other steps go on, and the first error ends the run."
-    if (report := getattr(error, "report", None)) is not None: print_report(report)
-    print(f"error: {error}", file=sys.stderr)
-    error.report = None
-    return error
+def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> PipelineReport:
+    "Carry the pipeline out, or plan it; prints a report for each step and one on all."
+    if args.dry_run:
+        report = plan_pipeline(args, settings)
+        print_pipeline(report)
+        return _raised(report)
+    steps = pipeline_of(args, settings)
+    try: report = steps.run(filter_of(args), args.limit, executor=executor_of(settings, args), told=_tell, **_how(args))
+    except Exception as e:
+        if (report := getattr(e, "report", None)) is not None: print_pipeline(report)
+        e.report = None
+        raise
+    print_pipeline(report)
+    return report
 
-def waits(config: TransformConfig) -> bool:
-    "Whether the transform is of bars, and there is nothing yet to make them of."
-    return config.name == "bars" and not is_there(next(iter(config.inputs.values())).path)
+def _how(args: argparse.Namespace) -> dict:
+    return dict(cold_start=args.cold_start, state_path=args.state_path, replace=args.replace)
 
-def _step(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> list[RunReport]:
-    if (args.dry_run or args.limit) and waits(config):
-        print(f"\nbars: waits for {next(iter(config.inputs.values())).path}")
-        return []
-    report = run_job(config, settings, args)
-    print_report(report)
-    return [report]
+def _raised(report: PipelineReport) -> PipelineReport:
+    try: return report.raise_first()
+    except Exception as e:
+        e.report = None                     # it is printed already
+        raise
+
+def _tell(done: StepReport) -> None:
+    "Print how a step went."
+    if done.report is not None: print_report(replace(done.report, transform=done.name))
+    if done.note: print(f"{'' if done.report else chr(10)}{done.name}: {done.note}")
+    if done.error is not None: print(f"error: {done.name}: {redact(str(done.error))}", file=sys.stderr)
+
+def print_pipeline(report: PipelineReport) -> None:
+    "The report on all steps as tables for terminals."
+    import polars as pl
+    frame, why = report.to_frame(), report.reasons()
+    quiet = [c for c in frame.columns if c == "seconds" or c == "note" and not any(frame[c])
+             or frame[c].dtype == pl.Int64 and not frame[c].sum()]
+    print(f"\npipeline: {report.headline}")
+    with pl.Config(**TABLE, tbl_rows=100, tbl_width_chars=180, fmt_str_lengths=400):
+        print(frame.drop(quiet))
+        if report.dry_run and why.height: print(why)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from ..core.errors import CorruptFileError, InputNotFoundError
 from . import jobs
 from .options import TABLE, config_of
-if TYPE_CHECKING: import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
+    from daedalus_etl.core.pipeline import StepReport
 
 # %% auto #0
 __all__ = ['DEFAULT_LAKE', 'STATES', 'FLAGS', 'lineage', 'verify', 'gc', 'doctor', 'recover', 'status', 'add_flags']
@@ -76,20 +78,18 @@ def status(args: argparse.Namespace) -> None:
     "How each dataset stands: up to date, new, changed, stale, in conflict, vanished, and why."
     import polars as pl
     args.dry_run, settings = True, config_of(args)
-    rows, reasons = [], []
-    for config in jobs.channel_configs(args, settings):
-        if jobs.waits(config): continue
-        report = jobs.run_job(config, settings, args)
-        rows += [{"dataset": path, **_counts(report.totals())} for path in report.targets.values()]
-        reasons += [{"dataset": next(iter(report.targets.values())), "partition": u.partition, "status": u.status,
-                     "why": u.reason} for u in report.units if u.status != "done"]
-    _show(pl.DataFrame(rows), "nothing to see")
-    if reasons: _show(pl.DataFrame(reasons), "")
+    report = jobs.plan_pipeline(args, settings)
+    _show(pl.DataFrame([row for step in report.steps for row in _datasets(step)]), "nothing to see")
+    if (reasons := report.reasons()).height: _show(reasons, "")
     _show_left(settings.storage.output_root)
+    report.raise_first()
 
 STATES = ("done", "new", "changed", "stale", "conflict", "vanished", "failed", "skipped")
 
-def _counts(totals: dict[str, int]) -> dict[str, int]: return {s: totals.get(s, 0) for s in STATES}
+def _datasets(step: StepReport) -> list[dict]:
+    "A row for each dataset of a step: how many of its partitions stand how; those that the step would write, too."
+    places = list(step.report.targets.values()) if step.report else [o.path for o in step.step.config.outputs.values()]
+    return [{"step": step.name, "dataset": p, **{s: step.counts[s] for s in STATES}, "note": step.note} for p in places]
 
 def _show_left(lake: str) -> None:
     "What dead processes and bad input left behind."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['DELTA_LOG', 'FileInfo', 'is_same', 'is_delta', 'refuse_delta', 'Folder', 'list_entries', 'file_info', 'checked_root',
-           'names_in']
+           'is_folder', 'names_in']
 
 # %% ../../nbs/10_storage/00_listing.ipynb #7a06763e
 from ..core.enums import DataFormat
@@ -56,7 +56,7 @@ DELTA_LOG = "_delta_log"  # folder of a Delta table's log
 def is_delta(folder: str | os.PathLike) -> bool:
     "Whether a Delta table lies at `folder`."
     if not is_url(folder): return os.path.isdir(os.path.join(folder, DELTA_LOG))
-    return any(map(bool, list_folder(join_url(os.fspath(folder), DELTA_LOG))))
+    return is_folder(join_url(os.fspath(folder), DELTA_LOG))
 
 def _with_parents(folder: str | os.PathLike) -> list[str | Path]:
     if not is_url(folder): return [Path(folder), *Path(folder).parents]
@@ -145,6 +145,10 @@ def _checked_url(url: str) -> str:
     inside = did_you_mean(at[len(near):].strip("/").partition("/")[0], names_in(near))
     if head(at) is not None: raise InputNotFoundError("not a folder", path=at, expected="a dataset's root folder")
     raise InputNotFoundError(f"nothing lies below this address; the nearest that exists is {near}", path=at, fix=inside)
+
+def is_folder(path: str) -> bool:
+    "Whether a folder of this machine exists, or anything lies below a URL."
+    return any(map(bool, list_folder(path))) if is_url(path) else os.path.isdir(path)
 
 def names_in(folder: str) -> list[str]:
     "Names of all that lies directly in a folder, sorted."
