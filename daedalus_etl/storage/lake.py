@@ -22,7 +22,7 @@ from .contract import CHANNELS, Cast, Contract, check_schema, contract_for
 from .dataset import STREAM_KEYS, parquet_schema
 from .fresh import check_fresh, dataset_at
 from .journal import journals, recover
-from .listing import names_in
+from .listing import is_folder, names_in
 from .modes import clock_column
 from .object_lake import ObjectDataset
 from .objects import is_url, list_folder
@@ -206,13 +206,11 @@ def place(lake: str | os.PathLike, tier: DataTier, channel: str) -> Dataset | Ob
         raise ConfigError(f"channel {channel!r}", expected="a dataset such as trades, or trades_bars/60s of gold")
     dataset = dataset_at(os.fspath(lake), "/".join(parts if tier is DataTier.BRONZE else (tier.value, *parts)))
     folder = os.fspath(lake) if tier is DataTier.BRONZE else os.path.join(lake, tier.value)
-    if _is_there(folder) and not is_dataset(dataset.root):
+    if is_folder(folder) and not is_dataset(dataset.root):
         hint = did_you_mean(channel, dataset_names(folder if is_url(folder) else Path(folder)))
         raise InputNotFoundError(f"{tier.value} has no dataset {channel!r}", path=folder,
                                  fix=hint or "Nothing was computed into it so far.")
     return dataset
-
-def _is_there(folder: str) -> bool: return bool(names_in(folder)) if is_url(folder) else os.path.isdir(folder)
 
 # %% ../../nbs/10_storage/07_lake.ipynb #35ff7209
 def read_lake(lake: str | os.PathLike, tier: DataTier | str, channel: str, chosen: Selection,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['DELTA_LOG', 'FileInfo', 'is_same', 'is_delta', 'refuse_delta', 'Folder', 'list_entries', 'file_info', 'checked_root',
-           'is_folder', 'names_in']
+__all__ = ['DELTA_LOG', 'FileInfo', 'is_same', 'is_folder', 'is_delta', 'refuse_delta', 'Folder', 'list_entries', 'file_info',
+           'checked_root', 'names_in']
 
 # %% ../../nbs/10_storage/00_listing.ipynb #7a06763e
 from ..core.enums import DataFormat
@@ -52,6 +52,10 @@ def is_same(file: FileInfo) -> bool:
 
 # %% ../../nbs/10_storage/00_listing.ipynb #acdd872c
 DELTA_LOG = "_delta_log"  # folder of a Delta table's log
+
+def is_folder(path: str) -> bool:
+    "Whether a folder of this machine exists, or anything lies below a URL."
+    return any(map(bool, list_folder(path))) if is_url(path) else os.path.isdir(path)
 
 def is_delta(folder: str | os.PathLike) -> bool:
     "Whether a Delta table lies at `folder`."
@@ -145,10 +149,6 @@ def _checked_url(url: str) -> str:
     inside = did_you_mean(at[len(near):].strip("/").partition("/")[0], names_in(near))
     if head(at) is not None: raise InputNotFoundError("not a folder", path=at, expected="a dataset's root folder")
     raise InputNotFoundError(f"nothing lies below this address; the nearest that exists is {near}", path=at, fix=inside)
-
-def is_folder(path: str) -> bool:
-    "Whether a folder of this machine exists, or anything lies below a URL."
-    return any(map(bool, list_folder(path))) if is_url(path) else os.path.isdir(path)
 
 def names_in(folder: str) -> list[str]:
     "Names of all that lies directly in a folder, sorted."
