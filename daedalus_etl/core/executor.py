@@ -70,7 +70,7 @@ class TransformExecutor:
         _check_outputs(transform)
         job = Job(transform, self.feature_config, filter_spec, uuid.uuid4().hex[:12], transform.code_version(),
                   cold_start, state_path, limit_rows, dry_run, replace,
-                  Together(limit_rows))
+                  together=Together(limit_rows))
         began = time.perf_counter()
         report = self._report(job, self._pool_for(job))
         report.seconds = time.perf_counter() - began
