@@ -391,3 +391,13 @@ def test_what_was_made_before_its_beginning_is_gone_is_stale(lake):
     remove(f"{there}/silver/trades/{leaf(8)}/part-0.parquet")
     [(partition, why)] = stale_partitions(ObjectDataset(there, "silver/trades"))
     assert str(partition) == leaf(9) and "the partition before it" in why
+
+
+# ---------------------------------------------------------------------------------------------- other stores
+
+def test_a_run_reads_what_fsspec_reaches(bronze, tmp_path):
+    url = upload(bronze, f"memory://{tmp_path.name}/trades")
+    run(lakes.trades(bronze, tmp_path / "here"))
+    run(lakes.trades(url, tmp_path / "there"))
+    assert_frame_equal(rows(tmp_path / "here"), rows(tmp_path / "there"))
+    with pytest.raises(ConfigError, match="cannot be scanned where they lie"): scan(url)
