@@ -107,7 +107,7 @@ class CleanTrades(CleanRows):
             self.recent.popleft()
 
     def _as_kept(self, seen: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
-        "`seen`, but a repeat has the content of the first: rows after a cut are compared with that, as they are without it."
+        "`seen`, but a repeat has the content of the first: rows after a cut are compared with that, too."
         known = self._repeats.with_columns(again=True)
         seen = seen.with_columns(row=rows).join(known, on="row", how="left", maintain_order="left")
         def content(c): return pl.when("again").then(pl.col("kept").struct.field(c)).otherwise(c).alias(c)
