@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from objects import bucket, lax_bucket, store_server  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -98,7 +98,7 @@ def config(name: str, source: Path, lake: Path, *, output: str, fmt: str = "parq
     key = {"trades_features": "trades", "ticker_features": "ticker"}.get(name, "silver")
     out = "gold" if name == "bars" else "silver"
     return TransformConfig(name=name, inputs={key: InputConfig(name=key, path=source, format=fmt)},
-                           outputs={out: OutputConfig(name=out, path=Path(lake) / output, **written)})
+                           outputs={out: OutputConfig(name=out, path=f"{lake}/{output}", **written)})
 
 
 def trades(source: Path, lake: Path, **kwargs):

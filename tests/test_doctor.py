@@ -10,9 +10,12 @@ from subprocess import run
 
 import pytest
 
+from daedalus_etl import cli
 from daedalus_etl.core.errors import StorageError
 from daedalus_etl.storage import disk, doctor
 from daedalus_etl.storage.doctor import PLACES, PROBES, REQUIRED, check, examine, filesystem, mounts, nearest, table
+from daedalus_etl.storage.objects import walk
+from objects import CANARY, use
 
 
 def raises(kind, *texts):
@@ -370,3 +373,36 @@ def test_the_check_starts_no_process(tmp_path, monkeypatch):
 def test_nearest(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     assert nearest(tmp_path / "file/x") == tmp_path and nearest(tmp_path) == tmp_path
+
+
+# ---- object stores
+
+def on_store(url: str) -> dict[str, bool | None]:
+    "Findings by name."
+    return {f.what: f.ok for f in doctor.examine(url)}
+
+
+def test_a_store_that_keeps_conditions(bucket, capsys):
+    found = on_store(f"{bucket}/lake")
+    assert len(found) == 10 and all(found.values()), found
+    assert list(walk(bucket)) == []
+    assert cli.main(["doctor", f"{bucket}/lake"]) == 0
+    shown = capsys.readouterr().out
+    assert "put if unchanged" in shown and "one wins" in shown
+
+
+def test_a_store_that_does_not_is_told_apart(lax_bucket, capsys):
+    found = on_store(lax_bucket)
+    assert {w for w, ok in found.items() if not ok} == {"put if absent", "put if unchanged", "racing writers"}
+    assert list(walk(lax_bucket)) == []
+    assert cli.main(["doctor", lax_bucket]) == 1
+    assert "single_writer" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_asked(store_server, monkeypatch, capsys):
+    use(monkeypatch, store_server)
+    found = on_store("s3://no-such-bucket/lake")
+    assert found["may write"] is False and found["put if absent"] is None and found["room for copies"] is True
+    assert cli.main(["doctor", "s3://no-such-bucket/lake"]) == 1
+    said = capsys.readouterr()
+    assert "there is no bucket" in said.err and CANARY not in said.out + said.err

@@ -14,7 +14,8 @@ from .config import FeatureConfig, FilterSpec, InputConfig
 from .enums import WriteMode
 from .errors import EmptyMatchError, InputNotFoundError
 from .report import RunReport
-from ..storage.commit import PART, Dataset
+from ..storage.commit import PART
+from ..storage.object_lake import dataset_of
 from ..storage.partitions import FileInfo, Partition, PartitionFiles, discover
 
 # %% auto #0
@@ -111,7 +112,7 @@ def _roots(transform: BaseTransform, features: FeatureConfig, partition: Partiti
     symbol = partition.get("symbol")
     own = features.for_symbol(symbol) if symbol and features.overrides else features
     names = (n.partition("/") for n in transform.datasets(TransformContext(feature_config=own)))
-    return [real(str(Dataset.of(transform.config.outputs[n], below).root)) for n, _, below in names]
+    return [real(str(dataset_of(transform.config.outputs[n], below).root)) for n, _, below in names]
 
 def real(path: str) -> str:
     "The path as the disk has it; the address of an object store as it is."

@@ -11,6 +11,7 @@ __all__ = ['Place', 'Format', 'LEVELS', 'DEFAULT_LEVEL', 'ROW_GROUP_SIZE', 'TIER
 # %% ../../nbs/00_core/03_config.ipynb #f217f823
 import os
 import posixpath
+import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
@@ -26,7 +27,11 @@ _all_ = ['BarSpec', 'FeatureConfig', 'FilterSpec', 'normalize_symbol', 'sanitize
 
 # %% ../../nbs/00_core/03_config.ipynb #d19430ac
 def _as_text(value: Any) -> Any:
-    return value.as_posix() if isinstance(value, PurePath) else value
+    if isinstance(value, PurePath):
+        if re.match(r'[A-Za-z][\w+.-]+:/', text := value.as_posix()):
+            raise ValueError(f'found the path {text!r}, which has lost a slash; expected the URL as text')
+        return text
+    return value.removeprefix('file://') if isinstance(value, str) and value.startswith('file:///') else value
 
 Place = Annotated[Text, BeforeValidator(_as_text)]  # local path or URL such as s3://bucket/lake
 Format = Annotated[DataFormat, Field(strict=False)]  # a member of `DataFormat`, or its name
@@ -103,6 +108,7 @@ class OutputConfig(_Compressed):
     mode: Annotated[WriteMode, Field(strict=False)] = WriteMode.OVERWRITE_PARTITION  # what becomes of present rows
     key_cols: Annotated[tuple[Text, ...], Field(strict=False)] = ()  # of merge; none: trade_id, or capture_ts and nonce
     tier: Annotated[DataTier, Field(strict=False)] | None = None  # for people; nothing depends on it
+    single_writer: bool = False  # never two runs at once: an object store without conditional puts will do
 
     @model_validator(mode='after')
     def _has_dataset(self):
@@ -147,6 +153,7 @@ class StorageConfig(_Compressed):
     output_root: Place = 'data/processed'  # the lake: silver and gold below it
     quarantine_files: bool = False  # go on without files that cannot be read
     limits: ReadLimits = ReadLimits()  # of each input file
+    single_writer: bool = False  # never two runs at once: an object store without conditional puts will do
 
 # %% ../../nbs/00_core/03_config.ipynb #41c1aa76
 def _as_input(value: Any) -> Any:

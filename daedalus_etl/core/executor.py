@@ -28,6 +28,8 @@ from ..run.signals import AtOnce, stop_on
 from ..storage import doctor
 from ..storage.commit import META, Dataset
 from ..storage.journal import discard, open_datasets, sweep
+from ..storage.object_lake import dataset_of
+from ..storage.objects import is_url
 
 # %% auto #0
 __all__ = ['TransformExecutor', 'pool_of', 'shares_memory', 'check_outputs_disk']
@@ -63,10 +65,9 @@ class TransformExecutor:
         `KeyboardInterrupt` likewise, once the units under way are finished."""
         if limit_rows is not None and limit_rows < 1:
             raise ConfigError(f"limit_rows={limit_rows}", expected="at least 1 row")
-        _check_paths(transform)
         _check_outputs(transform)
         job = Job(transform, self.feature_config, filter_spec, uuid.uuid4().hex[:12], transform.code_version(),
-                  cold_start, Path(state_path) if state_path else None, limit_rows, dry_run, replace,
+                  cold_start, state_path, limit_rows, dry_run, replace,
                   Together(limit_rows))
         began = time.perf_counter()
         report = self._report(job, self._pool_for(job))
@@ -96,7 +97,7 @@ class TransformExecutor:
         targets = _targets(job, units)
         report = RunReport(transform.config.name, job.execution_id, dry_run,
                            {n: str(t.dataset.root) for found in targets for n, t in found.items()})
-        datasets = dict.fromkeys(t.dataset for found in targets for t in found.values())
+        datasets = dict.fromkeys(t.dataset.desk for found in targets for t in found.values())
         if not dry_run: open_datasets(datasets)
         rest = Rest(job, units) if not job.limited else None
         context = TransformContext(feature_config=self.feature_config, execution_id=job.execution_id,
@@ -164,18 +165,15 @@ def _targets(job: Job, units: list[list[Unit]]) -> list[dict[str, Target]]:
 def check_outputs_disk(transform: BaseTransform) -> None:
     "`StorageError` if the filesystem of a new lake lacks what commits rely on; tried out before the first of them."
     for lake in sorted({o.lake for o in transform.config.outputs.values()}):
-        if not (Path(lake) / META).exists(): doctor.check(lake)
-
-def _check_paths(transform: BaseTransform) -> None:
-    for c in (*transform.config.inputs.values(), *transform.config.outputs.values()):
-        if "://" in c.path: raise ConfigError(f"{c.name!r} lies at {c.path!r}", expected="a folder of this machine")
+        if not (is_url(lake) or (Path(lake) / META).exists()): doctor.check(lake)
 
 def _check_outputs(transform: BaseTransform) -> None:
     for o in transform.config.outputs.values():
-        target_of(Dataset.of(o), o)
-        if o.format is DataFormat.DELTA and transform.config.atomic == "run":
-            raise ConfigError(f"output {o.name!r} is a Delta table, and the run is to be published as one",
-                              expected="atomic: partition; a table's commits are its own")
+        target_of(dataset_of(o), o)
+        what = "a Delta table" if o.format is DataFormat.DELTA else f"at {o.path}" if is_url(o.path) else ""
+        if what and transform.config.atomic == "run":
+            raise ConfigError(f"output {o.name!r} is {what}, and the run is to be published as one",
+                              expected="atomic: partition; commits of a table, and objects, are published one by one")
 
 def _raise_first(report: RunReport) -> RunReport:
     "The report, or the first failed unit's error with the report on it."

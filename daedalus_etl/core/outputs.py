@@ -6,20 +6,24 @@
 from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 import polars as pl
 from .config import OutputConfig
 from .enums import DataFormat, WriteMode
 from .errors import ConfigError, ConflictError, StorageError
-from ..storage.commit import PART, Dataset, Slot, Snapshot, Staged, look, read_footer, stage
+from ..storage.commit import (
+    PART, Dataset, Slot, Snapshot, Staged, look, read_footer, stage)
 from ..storage.delta_dataset import DeltaDataset, StagedDelta
 from ..storage.disk import check_writable, free_bytes
 from ..storage.journal import Change
 from ..storage.modes import append_name, fresh_name, merge_rows
+from ..storage.object_lake import ObjectDataset, StagedObject, object_footer
+from ..storage.objects import ObjectInfo, fetch
 from ..storage.partitions import Partition
 
 # %% auto #0
-__all__ = ['MIN_FREE', 'Present', 'Target', 'check_room', 'DeltaTarget', 'target_of', 'forbid']
+__all__ = ['MIN_FREE', 'Present', 'Target', 'check_room', 'DeltaTarget', 'ObjectPresent', 'ObjectTarget', 'target_of', 'forbid']
 
 # %% ../../nbs/40_run/00a_outputs.ipynb #323654ce
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Target:
         """Write the rows that the partition will hold, or gain, to the stage; `footer` is called after the last row.
 
         Raises `ConflictError` if rows to merge into are replaced meanwhile, `StorageError` if the disk refuses."""
-        staged = stage(self.dataset, frame, self.output, footer)
+        staged = stage(self.dataset.desk, frame, self.output, footer)
         if self.mode is WriteMode.MERGE and present.footers: staged = self._merged(partition, staged, present)
         if self.mode is not WriteMode.APPEND: return replace(staged, name=fresh_name(present.seen))
         try: return replace(staged, name=append_name(staged))
@@ -81,20 +85,33 @@ class Target:
 
     def _merged(self, partition: Partition, new: Staged, present: Present) -> Staged:
         "The staged rows merged into those that are there; staged first, because a kernel's rows can be had only once."
-        folder = self.dataset.folder(partition)
-        with new.slot, ExitStack() as made:
-            paths = [folder / n for n in sorted(present.footers)]
+        with new.slot, ExitStack() as fetched, ExitStack() as made:
+            paths = self._files(partition, present, fetched)
             old, rows = (pl.scan_parquet(p, hive_partitioning=False, glob=False) for p in (paths, new.path))
             try:
                 rows = merge_rows(old, rows, self.output.key_cols)
-                merged = stage(self.dataset, rows, self.output, lambda: new.footer)
+                merged = stage(self.dataset.desk, rows, self.output, lambda: new.footer)
             except FileNotFoundError as e:
-                raise ConflictError("another process replaced the rows to merge into", path=folder,
-                                    fix="Run again.") from e
+                raise ConflictError("another process replaced the rows to merge into",
+                                    path=self.dataset.folder(partition), fix="Run again.") from e
             made.callback(merged.discard)       # unless the other place is given up, too
             new.discard()
             made.pop_all()
             return merged
+
+    def _files(self, partition: Partition, present: Present, fetched: ExitStack) -> list[Path]:
+        "Local files with the rows that the partition holds; copies go with `fetched`."
+        folder = self.dataset.folder(partition)
+        return [folder / n for n in sorted(present.footers)]
+
+    def scratch(self) -> Target:
+        "The target that stands in for this one in limited runs: it replaces what is there."
+        return Target(self.dataset.scratch(), self.output, WriteMode.OVERWRITE_PARTITION)
+
+    def check(self, present: Present) -> None:
+        "`StorageError` unless a partition as large as the present one can be written."
+        for folder in (self.dataset.meta, self.dataset.root): check_writable(folder)
+        _check_free(self.dataset.meta, present)
 
     def change(self, partition: Partition, staged: Staged, present: Present, aside: Slot | None = None) -> Change:
         "The change that the commit makes."
@@ -108,12 +125,13 @@ MIN_FREE = 64 * 2**20        # bytes that must be free before a partition is com
 
 def check_room(targets: Iterable[Target], present: Iterable[Present]) -> None:
     "`StorageError` unless partitions as large as the present ones can be written: nothing is computed in vain."
-    for target, now in zip(targets, present, strict=True):
-        for folder in (target.dataset.meta, target.dataset.root): check_writable(folder)
-        need = max(MIN_FREE, sum(f[1] for f in now.seen.files))
-        if (free := free_bytes(target.dataset.meta)) >= need: continue
-        raise StorageError(f"only {free / 1e6:,.0f} MB are free", path=target.dataset.meta,
-                           expected=f"{need / 1e6:,.0f} MB for the next partition", fix="Make room, then run again.")
+    for target, now in zip(targets, present, strict=True): target.check(now)
+
+def _check_free(folder: Path, present: Present) -> None:
+    need = max(MIN_FREE, sum(f[1] for f in present.seen.files))
+    if (free := free_bytes(folder)) >= need: return
+    raise StorageError(f"only {free / 1e6:,.0f} MB are free", path=folder,
+                       expected=f"{need / 1e6:,.0f} MB for the next partition", fix="Make room, then run again.")
 
 @dataclass(frozen=True)
 class DeltaTarget(Target):
@@ -133,8 +151,54 @@ class DeltaTarget(Target):
         "Write the rows that the partition will hold to the stage."
         return self.table.stage(partition, frame, footer, self.output)
 
-def target_of(dataset: Dataset, output: OutputConfig) -> Target:
-    "The target for an output's format; `ConfigError` for what it cannot do."
+@dataclass(frozen=True)
+class ObjectPresent(Present):
+    "What an output on an object store holds for a partition; `objects`: by name, as they were listed."
+    objects: Mapping[str, ObjectInfo] = field(default_factory=dict)
+
+@dataclass(frozen=True)
+class ObjectTarget(Target):
+    "An output on an object store: a partition is one object, published by one conditional PUT."
+    dataset: ObjectDataset
+
+    def present(self, partition: Partition) -> ObjectPresent:
+        "What there is of `partition` now: its folder is listed, and the footers of our objects are read."
+        found = self.dataset.look(partition)
+        seen = Snapshot(tuple((n, o.size, 0, 0) for n, o in found.items()))     # versions are told by their tags
+        footers = {n: object_footer(o) or {} for n, o in found.items() if n.startswith("part-")}
+        return ObjectPresent(seen, footers, found)
+
+    def refusal(self, present: Present, transform: str, key: str, *, insist: bool) -> str:
+        "Why the partition must not be written, in words; empty if it may be."
+        reason = super().refusal(present, transform, key, insist=insist)
+        if reason or self.mode is WriteMode.APPEND or len(present.footers) < 2: return reason
+        return f"the partition holds {len(present.footers)} files, and several objects cannot change at once"
+
+    def stage(self, partition: Partition, frame: pl.LazyFrame, present: ObjectPresent,
+              footer: Callable[[], Mapping[str, str]]) -> StagedObject:
+        "Write the rows that the object will have to the local stage; see `Target.stage`."
+        staged, adds = super().stage(partition, frame, present, footer), self.mode is WriteMode.APPEND
+        if adds: before = present.footers.get(staged.name, {}).get("key", "")
+        else: before = (present.footer or {}).get("key", "")
+        return StagedObject(self.dataset, partition, staged, present.objects, before, adds)
+
+    def _files(self, partition: Partition, present: ObjectPresent, fetched: ExitStack) -> list[Path]:
+        paths = [fetched.enter_context(Slot(self.dataset.desk)).path for _ in present.footers]
+        for path, name in zip(paths, sorted(present.footers), strict=True): fetch(present.objects[name], path)
+        return paths
+
+    def scratch(self) -> ObjectTarget:
+        "The target that stands in for this one in limited runs, below `.daedalus/scratch` of the lake."
+        return ObjectTarget(self.dataset.scratch(), self.output, WriteMode.OVERWRITE_PARTITION)
+
+    def check(self, present: Present) -> None:
+        "`StorageError` unless the store guarantees what commits need, and a partition has room in the local stage."
+        self.dataset.is_safe        # noqa: B018  tried out once
+        _check_free(Path(self.dataset.desk.meta), present)
+
+def target_of(dataset: Dataset | ObjectDataset, output: OutputConfig) -> Target:
+    "The target for an output's place and format; `ConfigError` for what it cannot do."
+    if isinstance(dataset, ObjectDataset): return _object_target(dataset, output)
     if output.format is DataFormat.PARQUET: return Target(dataset, output, output.mode)
     if output.format is not DataFormat.DELTA:
         raise ConfigError(f"output {output.name!r} has format {output.format.value}", expected="parquet or delta")
@@ -143,6 +207,18 @@ def target_of(dataset: Dataset, output: OutputConfig) -> Target:
                           expected="overwrite_partition: a run replaces partitions",
                           fix="Use storage.delta.write_delta for rows of your own: it has all four modes.")
     return DeltaTarget(dataset, output, output.mode)
+
+def _object_target(dataset: ObjectDataset, output: OutputConfig) -> ObjectTarget:
+    if output.format is not DataFormat.PARQUET:
+        raise ConfigError(f"output {output.name!r} at {output.path} has format {output.format.value}",
+                          expected="parquet: a run writes Delta tables to folders of this machine",
+                          fix="Use storage.delta.write_delta for rows of your own: it takes URLs.")
+    if output.mode is WriteMode.OVERWRITE:
+        raise ConfigError(f"output {output.name!r} at {output.path} has the mode overwrite", expected=_ONE_BY_ONE,
+                          fix="Use overwrite_partition, or a Delta table in a folder of this machine.")
+    return ObjectTarget(dataset, output, output.mode)
+
+_ONE_BY_ONE = "overwrite_partition, merge or append: several objects cannot be published at once"
 
 def forbid(reason: str, target: Target, partition: Partition) -> ConflictError:
     "The error for a partition that must not be written."

@@ -22,6 +22,7 @@ from .registry import create_transform, load_plugins
 from .render import block, clip, fold, html, html_table, md, md_code, md_table
 from .report import RunReport, html_summary
 from .steps import CHANNELS, Step, chosen, narrowed, steps_of
+from ..storage.objects import is_url, list_folder
 from ..storage.partitions import Partition
 
 # %% auto #0
@@ -214,9 +215,13 @@ def _places(entries: Mapping) -> str: return ", ".join(redact(e.path) for e in e
 
 def _channels(root: str) -> list[str]:
     "Those that have a folder below the bronze folder."
-    if found := [c for c in CHANNELS if (Path(root) / c).is_dir()]: return found
+    if found := [c for c in CHANNELS if _is_folder(f"{root.rstrip('/')}/{c}")]: return found
     raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, fix="Give it with --input.",
                              expected="bronze data, a folder for each channel")
+
+def _is_folder(path: str) -> bool:
+    "Whether a folder of this machine exists, or anything lies below a URL."
+    return any(map(bool, list_folder(path))) if is_url(path) else Path(path).is_dir()
 
 def _transform(step: Step) -> BaseTransform:
     try: return create_transform(step.config.name, step.config)

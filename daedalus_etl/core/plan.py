@@ -5,7 +5,6 @@
 # %% ../../nbs/40_run/01_plan.ipynb #7fe3b300
 from __future__ import annotations
 import hashlib
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -194,8 +193,7 @@ def vanished(target: Target, spec: FilterSpec | None, chains: list[list[Unit]]) 
     "Partitions of the output, as far as `spec` selects them, that no unit would make: their input is gone."
     if is_delta(target.dataset.root): return []      # its old versions keep what it held
     units, root = {u.partition.path for chain in chains for u in chain}, str(target.dataset.root)
-    # the usual case, nothing has vanished, is decided by names alone
-    if all(folder[len(root) + 1:] in units for folder, below, files in os.walk(root) if files): return []
+    if target.dataset.folders() <= units: return []     # the usual case, nothing has vanished, needs names alone
     try: found = discover(root, spec, allow_empty_files=True)
     except (EmptyMatchError, InputNotFoundError): return []
     return [pf.partition for pf in found if pf.partition.path not in units]

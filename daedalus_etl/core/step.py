@@ -6,6 +6,7 @@
 from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,12 +23,13 @@ from .report import UnitReport
 from .retry import wait_before
 from .state import dump_state, load_state, state_hash
 from .unit import UnitRun, contract_of
-from ..storage.commit import Dataset
 from ..storage.dataset import scan_partition
-from ..storage.disk import disk_errors, write_whole
 from ..storage.journal import Change, commit_lakes, recover
-from ..storage.partitions import Partition, PartitionFiles, encode_value
-from ..storage.state import load_artifact, read_state
+from ..storage.object_lake import dataset_of
+from ..storage.objects import is_url
+from ..storage.partitions import Partition, PartitionFiles
+from ..storage.spool import spooled
+from ..storage.state import end_file, load_artifact, read_end, read_state, write_end
 if TYPE_CHECKING: import polars as pl
 
 # %% auto #0
@@ -52,7 +54,7 @@ class Job:
     execution_id: str
     code: str                                               # hash (hex) of the code behind the outputs
     cold_start: bool = False
-    state_path: Path | None = None
+    state_path: Path | str | None = None                    # folder or URL
     limit: int | None = None                                # rows to take in all; None: all
     dry_run: bool = False
     insist: bool = False                                    # write over what this transform did not make
@@ -90,10 +92,10 @@ class Job:
         "The outputs that are written, by name; those of a limited run lie in scratch, and replace what is there."
         outputs = self.transform.config.outputs
         parts = {n: n.partition("/") for n in self.transform.datasets(TransformContext(feature_config=features))}
-        found = {n: target_of(Dataset.of(outputs[name], below), outputs[name])
+        found = {n: target_of(dataset_of(outputs[name], below), outputs[name])
                  for n, (name, _, below) in parts.items()}
         if not scratch: return found
-        return {n: Target(t.dataset.scratch(), t.output, WriteMode.OVERWRITE_PARTITION) for n, t in found.items()}
+        return {n: t.scratch() for n, t in found.items()}
 
 class Chain:
     "What the units of one stream share: parameters with the overrides of its symbol, outputs, and recipe."
@@ -103,8 +105,7 @@ class Chain:
         self.targets = job.targets(self.features, scratch=job.limited)
         self.home = next(iter(job.targets(self.features, scratch=False).values()))      # its states lie beside it
         self.made_by: Recipe = recipe(job.transform, job.features, Unit(partition, {}), job.code)
-        dims = "/".join(f"{k}={encode_value(v)}" for k, v in partition.dims)
-        self.file = job.state_path / dims / "end.state" if job.state_path else None
+        self.file = end_file(job.state_path, partition) if job.state_path else None
 
 # %% ../../nbs/40_run/02b_step.ipynb #2b57e908
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def state_before(job: Job, unit: Unit, before: HandOff) -> tuple[str, Callable[[
 
 def _given(chain: Chain, unit: Unit) -> dict | None:
     "The state in the given file, if nothing of the stream lies between its partition and `unit`."
-    if chain.file is None or not chain.file.exists(): return None
-    data = chain.file.read_bytes()
+    data = None if chain.file is None else read_end(chain.file)
+    if data is None: return None
     state = read_state(data, chain.made_by.state_key, str(chain.file))
     after = tuple(load_state(data)[1]["after"])
     between = unit.previous is not None and unit.previous.time_key > after
@@ -158,11 +159,10 @@ def finish(job: Job, last: HandOff) -> None:
     key, state = chain.made_by.state_key, last.state
     if state is None: state = load_artifact(chain.home.dataset, key, last.digest)
     data = dump_state(state, key.header | {"after": list(last.partition.time_key)})
-    if chain.file.exists():
-        there = chain.file.read_bytes()
+    if (there := read_end(chain.file)) is not None:
         later = last.state is None and tuple(load_state(there)[1]["after"]) > last.partition.time_key
         if later or there == data: return
-    with disk_errors(chain.file): write_whole(chain.file, data)
+    write_end(chain.file, data)
 
 # %% ../../nbs/40_run/02b_step.ipynb #2b57e90d
 def step(job: Job, unit: Unit, before: HandOff | None = None) -> tuple[UnitReport, HandOff]:
@@ -191,7 +191,7 @@ def _once_more(job: Job, unit: Unit, error: Exception) -> Unit:
 
 def recover_outputs(transform: BaseTransform) -> None:
     "Finish the commits that were left unfinished, by dead processes most often, in the lakes of the outputs."
-    for lake in sorted({o.lake for o in transform.config.outputs.values()}): recover(lake)
+    for lake in sorted({o.lake for o in transform.config.outputs.values() if not is_url(o.lake)}): recover(lake)
 
 def _counted(report: UnitReport, tries: int) -> UnitReport:
     report.tries = tries
@@ -242,8 +242,10 @@ class _Try:
         unit, together = self.unit, self.job.together
         check_room(self.chain.targets.values(), present.values())
         if self.stateful: self.transform.state = dict(load())
-        work = UnitRun(unit, self.transform, self.chain.made_by, self._context(), self.chain.targets, present, parent)
-        report = work.run(self._publish)
+        with ExitStack() as ahead:
+            work = UnitRun(unit, self.transform, self.chain.made_by, self._context(ahead), self.chain.targets, present,
+                           parent)
+            report = work.run(self._publish)
         if self.job.limited: together.left -= min(together.left, report.rows_in)
         if not self.stateful: return report, HandOff(unit.partition)
         return report, HandOff(unit.partition, report.state or NO_PAST, state=dict(self.transform.state))
@@ -254,17 +256,18 @@ class _Try:
         if self.job.at_once: self.job.together.pending.extend(changes)
         else: commit_lakes(changes)
 
-    def _context(self) -> TransformContext:
+    def _context(self, ahead: ExitStack) -> TransformContext:
         unit, job = self.unit, self.job
         after = [files[0].partition.start for files in unit.following.values() if files]
         return TransformContext(
             has_past=unit.previous is not None, until=after[0] if after else None, feature_config=self.chain.features,
             execution_id=job.execution_id, filter_spec=job.spec,
             stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
-            lookahead={n: self._later(n, files) for n, files in unit.following.items() if files},
+            lookahead={n: self._later(n, files, ahead) for n, files in unit.following.items() if files},
             limit_rows=job.together.left)
 
-    def _later(self, name: str, files: tuple[PartitionFiles, ...]) -> Iterator[pl.LazyFrame]:
-        "The stream's later partitions, each opened only when it is asked for."
+    def _later(self, name: str, files: tuple[PartitionFiles, ...], ahead: ExitStack) -> Iterator[pl.LazyFrame]:
+        "The stream's later partitions, each opened only when it is asked for; copies of objects go with `ahead`."
         c = self.transform.config.inputs[name]
-        for pf in files: yield scan_partition(pf, contract_of(c, self.chain.features.clock), c.format, c.extra)
+        contract = contract_of(c, self.chain.features.clock)
+        for pf in files: yield scan_partition(ahead.enter_context(spooled(pf)), contract, c.format, c.extra)

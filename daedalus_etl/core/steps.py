@@ -24,7 +24,7 @@ CHANNELS = ("trades", "ticker", "orderbook")
 
 def _output(name: str, path: str, storage: StorageConfig, **own) -> OutputConfig:
     "An output that is written as `storage` says, but for what is its `own`."
-    names = ("compression", "compression_level", "row_group_size")
+    names = ("compression", "compression_level", "row_group_size", "single_writer")
     if "compression" in own: names = names[2:]             # a level of another codec means nothing to it
     return OutputConfig(name=name, path=path, **{k: getattr(storage, k) for k in names} | own)
 

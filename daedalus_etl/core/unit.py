@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 import numpy as np
 import polars as pl
 from .base import BaseTransform, Notes, StatefulTransform, TransformContext
@@ -21,22 +20,24 @@ from .outputs import Present, Target
 from .plan import Recipe, Unit, input_fingerprint
 from .report import UnitReport
 from .state import state_hash
-from ..storage.commit import Slot, Staged, place_rows, stage_rows
+from ..storage.commit import Slot, Staged, stage_rows
 from ..storage.contract import (
     CHANNELS, Contract, bad_row_rules, check_units, contract_for, reason_of, time_limits)
 from ..storage.dataset import (
-    locate_row, locate_rows, original_rows, parquet_schema, reading, scan_partition, set_aside_files)
+    locate_row, locate_rows, original_rows, reading, scan_partition, set_aside_files)
 from ..storage.delta_dataset import StagedDelta
 from ..storage.journal import Change, commit_lakes
 from ..storage.limits import check_limits
 from ..storage.lineage import input_facts, save_record
+from ..storage.object_lake import StagedObject
 from ..storage.partitions import TIME_KEYS, PartitionFiles, check_sizes
+from ..storage.spool import spooled
 from ..storage.state import save_artifact, state_bytes
 from ..storage.text import settle_lines, text_fault
 
 # %% auto #0
-__all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad', 'judge_lines', 'checked_input',
-           'check_drift', 'UnitRun']
+__all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'Outcome', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad', 'judge_lines',
+           'checked_input', 'check_drift', 'UnitRun']
 
 # %% ../../nbs/40_run/02_unit.ipynb #69eb17c9
 @dataclass
@@ -135,17 +136,19 @@ def _readable(pf: PartitionFiles, contract: Contract | None,
     pf, lines = settle_lines(pf, contract, config.format)
     return pf, pl.concat([whole, lines], how="diagonal")
 
-def check_drift(found: Mapping[str, pl.DataType], declared: Collection[str], before: Path) -> None:
-    "`SchemaError` if a column that nobody declared has another type than in the result of the partition before."
-    if not before.exists(): return
-    for name, dtype in parquet_schema(str(before)).items():
+def check_drift(found: Mapping[str, pl.DataType], declared: Collection[str], before: Mapping[str, pl.DataType],
+                where: str) -> None:
+    "`SchemaError` if a column that nobody declared has another type than `before`, in the result before it."
+    for name, dtype in before.items():
         if name in found and name not in declared and found[name] != dtype:
             raise SchemaError(
-                f"{found[name]}, but {dtype} in the partition before it, {before.parent.name}", column=name,
+                f"{found[name]}, but {dtype} in the partition before it, {where}", column=name,
                 expected="one type over all days of a stream",
                 fix="Cast it where the files are written, or drop it with extra='ignore'.")
 
 # %% ../../nbs/40_run/02_unit.ipynb #78d86971
+Outcome = Staged | StagedDelta | StagedObject
+
 @dataclass
 class UnitRun:
     "The work on one unit: `transform` is in the state that the unit begins with."
@@ -167,7 +170,8 @@ class UnitRun:
         "Compute the unit and publish it; nothing is published unless all of it succeeded."
         began, report = time.perf_counter(), UnitReport(self.unit.partition.path, "written")
         with ExitStack() as stack:
-            checked = {name: self._checked(name, pf) for name, pf in self.unit.inputs.items()}
+            files = {name: stack.enter_context(spooled(pf)) for name, pf in self.unit.inputs.items()}
+            checked = {name: self._checked(name, pf) for name, pf in files.items()}
             for name, found in checked.items():     # from here on, of the files that were not set aside
                 c = self.transform.config.inputs[name]
                 stack.enter_context(reading(found.files, contract_of(c, self.context.feature_config.clock), c.format))
@@ -183,20 +187,21 @@ class UnitRun:
         report.seconds = time.perf_counter() - began
         return report
 
-    def _publish(self, staged: Mapping[str, Staged | StagedDelta], aside: Slot | None,
+    def _publish(self, staged: Mapping[str, Outcome], aside: Slot | None,
                  publish: Callable[[list[Change]], None]) -> None:
-        "Files take their places together; tables commit one by one after them."
+        "Files take their places together; tables and objects one by one after them."
         files = {n: s for n, s in staged.items() if isinstance(s, Staged)}
-        self._save_records(files)
+        self._save_records({n: s for n, s in staged.items() if not isinstance(s, StagedDelta)})
         first = next(iter(self.targets))
         changes = [self.targets[n].change(self.unit.partition, s, self.present[n], aside if n == first else None)
                    for n, s in files.items()]
         publish(changes)
-        if first not in files: place_rows(self.home.dataset, self.unit.partition, aside)
+        if first not in files:
+            self.home.dataset.set_aside(self.unit.partition, aside, self.made_by.key(self.unit, self.parent))
         for n, s in staged.items():
             if n not in files: s.publish()
 
-    def _save_records(self, staged: Mapping[str, Staged]) -> None:
+    def _save_records(self, staged: Mapping[str, Staged | StagedObject]) -> None:
         features = self.context.feature_config.model_dump()
         for name, s in staged.items():
             dataset = self.targets[name].dataset
@@ -210,7 +215,9 @@ class UnitRun:
         if contract and self.unit.previous and name == next(iter(self.unit.inputs)):
             declared = {*contract.names, *(k for k, _ in pf.partition.items)}
             schema = found.rows.collect_schema()
-            for target in self.targets.values(): check_drift(schema, declared, target.dataset.file(self.unit.previous))
+            for target in self.targets.values():
+                before = target.dataset.schema(self.unit.previous) or {}
+                check_drift(schema, declared, before, self.unit.previous.path.rpartition("/")[2])
         return found
 
     def _nothing(self, name: str) -> pl.LazyFrame:
@@ -218,7 +225,7 @@ class UnitRun:
         contract = contract_of(self.transform.config.inputs[name], self.context.feature_config.clock)
         return pl.LazyFrame(schema=contract.schema if contract else {})
 
-    def _stage(self, checked: Mapping[str, CheckedInput], stack: ExitStack) -> dict[str, Staged | StagedDelta]:
+    def _stage(self, checked: Mapping[str, CheckedInput], stack: ExitStack) -> dict[str, Outcome]:
         "Write all outputs to their stages; a failure, now or before publication, removes them."
         inputs = {n: c.rows for n, c in checked.items()} | {n: self._nothing(n) for n in self.unit.empty}
         if (limit := self.context.limit_rows) is not None:
@@ -270,7 +277,7 @@ class UnitRun:
             judge_bad(rows, c.count, self.context.feature_config.max_bad_fraction, c.files, lines)
             aside.append(_located(c.files, rows))
         if not aside: return None, 0
-        slot = stage_rows(self.home.dataset, pl.concat(aside, how="diagonal_relaxed"))
+        slot = stage_rows(self.home.dataset.desk, pl.concat(aside, how="diagonal_relaxed"))
         stack.push(lambda kind, *_: slot.close() if kind else None)
         return slot, sum(f.height for f in aside)
 

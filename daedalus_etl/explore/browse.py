@@ -18,6 +18,7 @@ from .labels import Label, labels
 from ..storage.contract import CHANNELS, contract_for
 from ..storage.lake import dataset_names, identity, place, scan_files, settle
 from ..storage.modes import clock_column
+from ..storage.object_lake import on_disk
 from ..storage.partitions import TIME_KEYS, PartitionFiles, discover
 
 # %% auto #0
@@ -59,6 +60,7 @@ class LakeView:
     "What a lake holds, for looking at: `lake` with silver and gold, `bronze` with captured rows. Nothing is written."
     def __init__(self, lake: str | os.PathLike, bronze: str | os.PathLike | None = None, *, memory_mb: float = 1024):
         self.lake = Path(lake)
+        for at in filter(None, (lake, bronze)): on_disk(at, "the explorer")
         if not self.lake.is_dir(): raise InputNotFoundError("no such folder", path=lake, expected="a lake")
         inside = self.lake / "bronze"
         self.bronze = Path(bronze) if bronze else inside if inside.is_dir() else self.lake

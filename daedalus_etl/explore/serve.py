@@ -17,6 +17,7 @@ from pathlib import Path
 from ..core.errors import InputNotFoundError, MissingExtraError
 from .browse import LakeView
 from .theme import Theme, theme_config
+from ..storage.object_lake import on_disk
 
 # %% auto #0
 __all__ = ['NAME', 'TEMPLATE', 'GRACE_S', 'notebook', 'prepare', 'command', 'environment', 'serve']
@@ -74,6 +75,7 @@ def serve(lake: str | os.PathLike, bronze: str | os.PathLike | None = None, *, p
 
     `InputNotFoundError` where there is no lake, `MissingExtraError` without Voila."""
     for path in filter(None, (lake, bronze)):
+        on_disk(path, "the explorer")
         if not Path(path).is_dir(): raise InputNotFoundError("no such folder", path=path, expected="a lake")
     LakeView(lake, bronze).some()
     if importlib.util.find_spec("voila") is None: raise MissingExtraError.of("voila", "explore")

@@ -31,7 +31,7 @@ class Pool(Protocol):
 
 # %% ../../nbs/35_run/00_local.ipynb #35a0e908
 POLL_S = 0.2        # between two looks at whether to stop: a signal need not wake the thread that waits
-LOSSES = 2          # workers that a unit may take with it while it is alone at work
+LOSSES = 3          # workers that may die over a unit; from the second on it is alone at work
 
 @dataclass
 class _Line:
@@ -42,7 +42,7 @@ class _Line:
     before: Any = None                  # what the last step handed on
     reports: list = field(default_factory=list)
     suspect: bool = False               # its unit was under way when a worker died
-    losses: int = 0                     # workers that died when it was alone
+    losses: int = 0                     # how often
 
     @property
     def over(self) -> bool: return len(self.reports) == len(self.units)
@@ -122,7 +122,7 @@ class _Course:
         if self.stop.is_set(): return                   # the workers were told to stop, too
         again = self.pool.restart(self.executor, len(self.lines))
         for line in lines:
-            line.suspect, line.losses = True, line.losses + (len(lines) == 1)
+            line.suspect, line.losses = True, line.losses + 1
             if again is not None and line.losses < LOSSES: self.suspects.append(line)
             else: self._give_up(line, error)
         if again is not None: self.executor = again

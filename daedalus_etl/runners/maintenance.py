@@ -42,7 +42,7 @@ def verify(args: argparse.Namespace) -> None:
           f"{faults.height} at fault")
     if faults.height:
         raise CorruptFileError(f"{faults.height} of {found.height} files: {faults['fault'][0]}",
-                               path=Path(args.path) / faults["dataset"][0] / faults["file"][0],
+                               path="/".join([args.path, faults["dataset"][0], faults["file"][0]]),
                                fix="Remove the file and run again: it is computed anew from its input.")
 
 def gc(args: argparse.Namespace) -> None:
@@ -54,7 +54,7 @@ def gc(args: argparse.Namespace) -> None:
                              + (" would go" if args.dry_run else " are gone"))
 
 def doctor(args: argparse.Namespace) -> None:
-    "Try out what the filesystem of a lake can do: renames, locks, exchange of folders, durable writes, room."
+    "Try out what the disk or the object store of a lake keeps: renames, locks, durable writes; conditional puts; room."
     from daedalus_etl.core.errors import StorageError
     from daedalus_etl.storage.doctor import examine, table
     findings = examine(args.path)
@@ -65,7 +65,9 @@ def doctor(args: argparse.Namespace) -> None:
 def recover(args: argparse.Namespace) -> None:
     "Finish the commits that a dead process left half-done, and sweep what else it left."
     from daedalus_etl.storage import journal
+    from daedalus_etl.storage.object_lake import on_disk
     from daedalus_etl.storage.verify import datasets
+    on_disk(args.path, "recover, which finishes commits of several files and is not needed elsewhere,")
     if not Path(args.path).is_dir(): raise InputNotFoundError("no such folder", path=args.path, expected="a lake")
     done = journal.recover(args.path, timeout_s=args.timeout)
     left = [p for dataset in datasets(args.path) for p in journal.sweep(dataset)]
@@ -93,6 +95,11 @@ def _show_left(lake: str) -> None:
     "What dead processes and bad input left behind."
     from daedalus_etl.storage.commit import META
     from daedalus_etl.storage.journal import journals
+    from daedalus_etl.storage.objects import is_url, walk
+    if is_url(lake):
+        aside = sum("/quarantine/" in o.url for o in walk(f"{lake}/{META}"))
+        if aside: print(f"{aside} partitions have rows in quarantine, below {lake}/{META}")
+        return
     if pending := journals(lake):
         print(f"{len(pending)} commits were begun and not finished: the next run, or `daedalus recover`, finishes them")
     aside = sum(1 for _ in (Path(lake) / META).rglob("quarantine/**/rows.parquet"))

@@ -17,14 +17,14 @@ from pathlib import Path
 import polars as pl
 from ..core.config import OutputConfig
 from ..core.enums import CompressionCodec
-from ..core.errors import CorruptFileError, TransformError
+from ..core.errors import ConfigError, CorruptFileError, TransformError
 from .disk import (
     Lock, SumAlong, create, disk_errors, fsync_dir, fsync_file, make_dirs, remove, rename, touch)
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'Snapshot', 'look', 'in_use_since', 'Slot', 'close_all',
-           'put_artifact', 'Staged', 'stage', 'sinking', 'quarantine_file', 'stage_rows', 'place_rows']
+__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'own_keys', 'Snapshot', 'look', 'in_use_since', 'Slot',
+           'close_all', 'put_artifact', 'Staged', 'stage', 'sinking', 'quarantine_file', 'stage_rows', 'place_rows']
 
 # %% ../../nbs/10_storage/03_commit.ipynb #8a897aea
 META = ".daedalus"            # beside the datasets, never below one
@@ -36,6 +36,11 @@ class Dataset:
     "A dataset on disk: `root` holds the partitions, `meta` all that belongs to them."
     lake: str
     name: str
+
+    def __post_init__(self):
+        if "://" in self.lake:          # as a path it would become a folder called `s3:`
+            raise ConfigError(f"{self.name!r} lies at {self.lake!r}", expected="a folder of this machine",
+                              fix="Runs, `scan`, `read_lake`, `status` and `lineage` take URLs; this works on disks.")
 
     @classmethod
     def of(cls, output: OutputConfig, below: str = "") -> Dataset:
@@ -54,6 +59,10 @@ class Dataset:
     def lock(self) -> Path:
         "Shared by all who commit partitions, held alone by who replaces or collects the whole dataset."
         return self.meta / "lock"
+    @property
+    def desk(self) -> Dataset:
+        "The dataset in whose stage new files are written: this one."
+        return self
 
     def scratch(self) -> Dataset:
         "The dataset that stands in for this one in limited runs."
@@ -68,15 +77,40 @@ class Dataset:
         "Held while the partition's files change places."
         return self.meta / "locks" / f"{sha256(partition.path.encode()).hexdigest()[:32]}.lock"
 
+    def folders(self) -> set[str]:
+        "Folders that hold files, relative to the root."
+        root = str(self.root)
+        return {folder[len(root) + 1:] for folder, _, files in os.walk(root) if files}
+    def schema(self, partition: Partition) -> dict[str, pl.DataType] | None:
+        "Columns of the partition's file; None if there is no such file."
+        return _of_file(pl.read_parquet_schema, self.file(partition))
+    def keep(self, name: str, data: bytes, *, mend: bool = False) -> None:
+        "Keep what is named by its content as `name` beside the dataset, durably; see `put_artifact`."
+        put_artifact(self, self.meta / name, data, mend=mend)
+    def kept(self, name: str) -> bytes | None:
+        "What is kept as `name` beside the dataset; None if there is nothing."
+        path = self.meta / name
+        return path.read_bytes() if path.exists() else None
+    def set_aside(self, partition: Partition, rows: Slot | None, key: str) -> None:
+        "Put quarantined rows in their place, by themselves; None: there are none. `key`: of the result beside them."
+        place_rows(self, partition, rows)
+
 # %% ../../nbs/10_storage/03_commit.ipynb #a0746452
 def read_footer(path: str | Path) -> dict[str, str] | None:
     "Our keys in the footer of the Parquet file at `path`, without their prefix; None if there is no such file."
-    try: found = pl.read_parquet_metadata(path)
+    found = _of_file(pl.read_parquet_metadata, path)
+    return None if found is None else own_keys(found)
+
+def own_keys(metadata: Mapping[str, str]) -> dict[str, str]:
+    "Our keys among those of a Parquet footer, without their prefix."
+    return {k.removeprefix(FOOTER): v for k, v in metadata.items() if k.startswith(FOOTER)}
+
+def _of_file(read: Callable, path: str | Path):
+    try: return read(path)
     except FileNotFoundError: return None
     except pl.exceptions.ComputeError as e:
         raise CorruptFileError(
             f"not a readable Parquet file ({str(e).splitlines()[0]})", path=path, fix="Remove it and run again.") from e
-    return {k.removeprefix(FOOTER): v for k, v in found.items() if k.startswith(FOOTER)}
 
 # %% ../../nbs/10_storage/03_commit.ipynb #cea5fb27
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #32f4b2f4
 from __future__ import annotations
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,14 @@ __all__ = ['Extra', 'STREAM_KEYS', 'parquet_schema', 'scan_partition', 'reading'
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #4c1e0ddc
 from ..core.enums import DataFormat
-from ..core.errors import CorruptFileError, DaedalusError, PartitionError
+from ..core.errors import ConfigError, CorruptFileError, DaedalusError, PartitionError
 from ..core.errors import InputChangedError, SchemaError, TransformError, did_you_mean
 from ..core.filters import FilterSpec, sanitize_symbol
+from . import objects
 from .contract import Contract, check_schema, contract_for
 from .delta import TIME_TYPES, scan_delta
+from .disk import file_sha256
+from .objects import is_url
 from .partitions import (
     SUFFIXES, TIME_KEYS, FileInfo, PartitionFiles, discover, refuse_delta)
 from .text import (
@@ -34,13 +36,22 @@ from .text import (
 # %% ../../nbs/10_storage/02_dataset.ipynb #5be961a4
 _POLARS_FAULTS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)  # a panic is a BaseException
 
-def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
-    "What is wrong with a file that polars could not read as Parquet."
-    if not os.path.exists(path): return InputChangedError("the file vanished while it was read", path=path)
+def _ends(path: str) -> tuple[bytes, bytes] | None:
+    "The first 16 and the last 4 bytes of a file or an object; None if there is none."
+    if is_url(path):
+        info = objects.head(path)
+        return None if info is None else (objects.read(path, 0, 16), objects.read(path, max(0, info.size - 4)))
+    if not os.path.exists(path): return None
     with open(path, "rb") as f:
         head = f.read(16)
         f.seek(max(0, os.path.getsize(path) - 4))
-        tail = f.read(4)
+        return head, f.read(4)
+
+def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
+    "What is wrong with a file that polars could not read as Parquet."
+    ends = _ends(path)
+    if ends is None: return InputChangedError("the file vanished while it was read", path=path)
+    head, tail = ends
     if head[:4] == b"PARE" or tail == b"PARE":
         return CorruptFileError("the file is encrypted", path=path, fix="Decrypt it before it enters the lake.")
     if head[:4] != b"PAR1":
@@ -56,6 +67,9 @@ def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
 
 def parquet_schema(path: str) -> dict[str, pl.DataType]:
     "The schema in a Parquet file's footer; CorruptFileError, with the file's first bytes, if there is none."
+    if is_url(path) and not objects.is_conditional(path):       # no bucket, but something that fsspec reaches
+        raise ConfigError("files on this kind of store cannot be scanned where they lie", path=path,
+                          expected="s3://, gs:// or az://", fix="Let a transform read it, or copy it first.")
     try: return dict(pl.read_parquet_schema(path))
     except _POLARS_FAULTS as e: raise _corrupt_parquet(path, e) from e
 
@@ -124,7 +138,7 @@ def _check_streams(lf: pl.LazyFrame, pf: PartitionFiles, names: list[str]) -> li
     return missing
 
 def _check_key(pf: PartitionFiles, key: str, low: str, high: str, nulls: int) -> None:
-    place = dict(path=f"{pf.root}/{pf.partition.path}", column=key)
+    place = dict(path=f"{pf.address}/{pf.partition.path}", column=key)
     if low != high:
         raise PartitionError(f"rows of {low!r} and of {high!r} lie in one partition", **place, expected="one stream",
                              fix="Write each stream to its own partition.")
@@ -140,7 +154,7 @@ def _check_copies(pf: PartitionFiles, contract: Contract | None, parts: list[_Pa
     sizes = [f.size for f in pf.files]
     seen: dict[str, str] = {}
     for file in (f for f in pf.files if sizes.count(f.size) > 1):
-        with open(file.path, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
+        digest = file.etag if is_url(file.path) else file_sha256(file.path)     # the tag of S3 is a sum
         if (other := seen.setdefault(digest, file.path)) != file.path:
             raise PartitionError(f"the same bytes as {other}: every row would count twice", path=file.path,
                                  fix="Remove one of the two.")
@@ -154,10 +168,10 @@ def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fm
     Raises CorruptFileError, SchemaError and PartitionError before any feature is computed; wrap the collecting
     in `reading` to get typed errors for damage that shows up later."""
     fmt = DataFormat(fmt)
-    refuse_delta(pf.root, fmt)
+    _check_source(pf, fmt)
     contract = None if channel is None else contract_for(channel)
     if contract is None and fmt is not DataFormat.PARQUET:
-        raise SchemaError(f"{fmt.value} has no types of its own", path=pf.root, expected="a channel or a Contract")
+        raise SchemaError(f"{fmt.value} has no types of its own", path=pf.address, expected="a channel or a Contract")
     parts = [_Part(f, contract, fmt) for f in pf.files]
     _check_copies(pf, contract, parts)
     with reading(pf, contract, fmt):
@@ -169,6 +183,12 @@ def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fm
     lf = lf.with_columns(pl.lit(pf.partition.get(k)).alias(k) for k in missing)
     names += [k for k in missing if k not in names]
     return lf.select(_wanted(names, contract, pf, extra, columns))
+
+def _check_source(pf: PartitionFiles, fmt: DataFormat) -> None:
+    if not is_url(pf.root): return refuse_delta(pf.root, fmt)
+    if fmt is DataFormat.PARQUET: return
+    raise ConfigError(f"{fmt.value} on an object store cannot be scanned where it lies: it must be read as a whole",
+                      path=pf.root, expected="Parquet", fix="Let a transform read it, or copy it to a folder first.")
 
 def _scans(parts: list[_Part]) -> list[pl.LazyFrame]:
     "One scan per run of neighbouring files with the same schema."
@@ -187,16 +207,16 @@ def _wanted(names: list[str], contract: Contract | None, pf: PartitionFiles, ext
     keys = {k for k, _ in pf.partition.items}
     undeclared = [] if contract is None else [n for n in names if n not in contract.schema and n not in keys]
     if undeclared and extra == "forbid":
-        raise SchemaError(f"undeclared columns {undeclared}", path=f"{pf.root}/{pf.partition.path}",
+        raise SchemaError(f"undeclared columns {undeclared}", path=f"{pf.address}/{pf.partition.path}",
                           fix="Declare them, or read with extra='keep' or 'ignore'.")
     if undeclared and extra == "ignore":
         # Python shows a warning of one text once
-        warnings.warn(f"{pf.root}: undeclared columns {undeclared} are left out; extra='keep' passes them through",
+        warnings.warn(f"{pf.address}: undeclared columns {undeclared} are left out; extra='keep' passes them through",
                       stacklevel=3)
         names = [n for n in names if n not in undeclared]
     if columns is None: return names
     for c in columns:
-        if c not in names: raise SchemaError("no such column", path=pf.root, column=c, fix=did_you_mean(c, names))
+        if c not in names: raise SchemaError("no such column", path=pf.address, column=c, fix=did_you_mean(c, names))
     return list(columns)
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #206e0976
@@ -259,10 +279,9 @@ def set_aside_files(pf: PartitionFiles, contract: Contract,
     faults = {f.path: e for f in pf.files if (e := _unreadable(f, contract, fmt)) is not None}
     rows = []
     for file in (f for f in pf.files if f.path in faults):
-        warnings.warn(f"set aside whole: {faults[file.path]}", stacklevel=2)
-        with open(file.path, "rb") as f: digest = hashlib.file_digest(f, "sha256").hexdigest()
-        rows.append({"file": file.path, "row": None, "reason": "unreadable_file", "found": faults[file.path].found,
-                     "bytes": file.size, "sha256": digest})
+        warnings.warn(f"set aside whole: {faults[file.path]}".replace(file.path, file.address), stacklevel=2)
+        rows.append({"file": file.address, "row": None, "reason": "unreadable_file", "found": faults[file.path].found,
+                     "bytes": file.size, "sha256": file_sha256(file.path)})
     schema = {"file": pl.String, "row": pl.Int64, "reason": pl.String, "found": pl.String, "bytes": pl.Int64,
               "sha256": pl.String}
     return replace(pf, files=tuple(f for f in pf.files if f.path not in faults)), pl.DataFrame(rows, schema=schema)
@@ -290,7 +309,7 @@ def locate_rows(pf: PartitionFiles, rows: Sequence[int]) -> list[tuple[str, int]
     places = []
     for k, row in zip(np.searchsorted(starts, rows, side="right") - 1, rows, strict=True):
         removed = np.array([record for _, record in pf.files[k].skip], np.int64)
-        places.append((pf.files[k].path, int(original_rows(row - starts[k], removed))))
+        places.append((pf.files[k].address, int(original_rows(row - starts[k], removed))))
     return places
 
 def locate_row(pf: PartitionFiles, row: int) -> tuple[str, int]:

@@ -15,11 +15,14 @@ from ..core.filters import FilterSpec
 from .commit import META, Dataset, read_footer
 from .contract import CHANNELS
 from .disk import file_sha256
-from .lineage import read_record, record_path
+from .lineage import parse_record, record_name
+from .listing import list_entries, names_in
+from .object_lake import ObjectDataset, object_footer
+from .objects import ObjectInfo, is_url, join_url, parent_url, walk
 from .partitions import SUFFIXES, FileInfo, Partition, PartitionFiles, discover
 
 # %% auto #0
-__all__ = ['stale_partitions', 'check_fresh', 'mend_command']
+__all__ = ['dataset_at', 'stale_partitions', 'check_fresh', 'mend_command']
 
 # %% ../../nbs/10_storage/06_fresh.ipynb #f52fd0f0
 def _differs(path: Path, size: int, mtime_ns: int, inode: int) -> str:
@@ -30,13 +33,14 @@ def _differs(path: Path, size: int, mtime_ns: int, inode: int) -> str:
 
 def _came(folder: Path, names: set[str]) -> list[str]:
     "Data files of the folder that are not among `names`, of the format that these have."
-    suffixes = next(s for s in SUFFIXES.values() if min(names).lower().endswith(s))
+    suffixes = _suffixes(names)
     with os.scandir(folder) as entries:
         here = (e.name for e in entries if e.is_file(follow_symlinks=False))
         return sorted(n for n in here if n.lower().endswith(suffixes) and n[0] not in "._" and n not in names)
 
-def _input_changes(root: Path, files: Sequence[Sequence]) -> str:
+def _input_changes(root: Path | str, files: Sequence[Sequence]) -> str:
     "The first difference between the recorded files of an input and what lies there; empty if there is none."
+    if is_url(root): return _object_changes(root, files)
     for relative, *facts in files:
         if how := _differs(root / relative, *facts): return f"{root / relative} {how}"
     folders: dict[Path, set[str]] = {}
@@ -45,15 +49,32 @@ def _input_changes(root: Path, files: Sequence[Sequence]) -> str:
         if came := _came(folder, names): return f"{folder / came[0]} came"
     return ""
 
+def _object_changes(root: str, files: Sequence[Sequence]) -> str:
+    "The same for objects: one listing of each of their folders."
+    folders: dict[str, dict[str, list]] = {}
+    for relative, *facts in files:
+        url = join_url(root, relative)
+        folders.setdefault(parent_url(url), {})[url] = facts
+    for folder, known in folders.items():
+        here = {o.url: [o.size, o.etag] for o in list_entries(folder, _suffixes(known))[1]}
+        for url, facts in known.items():
+            if here.get(url) != facts: return f"{url} {'was replaced' if url in here else 'is gone'}"
+        if came := sorted(here.keys() - known): return f"{came[0]} came"
+    return ""
+
+def _suffixes(names: Iterable[str]) -> tuple[str, ...]:
+    "Those of the format that the names have."
+    return next(s for s in SUFFIXES.values() if min(names).lower().endswith(s))
+
 # %% ../../nbs/10_storage/06_fresh.ipynb #90e6c283
 _BEGINNINGS = ("none", "cold")      # parents that are no state: a stream's first partition, or one told to forget
 
 class _Judge:
     "Whether partitions of one dataset are up to date; judges of the datasets that they were made from are asked too."
-    def __init__(self, dataset: Dataset, judges: dict[str, _Judge] | None = None):
+    def __init__(self, dataset: Dataset | ObjectDataset, judges: dict[str, _Judge] | None = None):
         self.dataset, self.judges = dataset, {} if judges is None else judges
         self.judges[dataset.name] = self
-        self.sources: dict[str, Path] = {}                                  # inputs that lie out of the lake, by name
+        self.sources: dict[str, Path | str] = {}                            # inputs that lie out of the lake, by name
         self.verdicts: dict[Partition, str] = {}
         self.streams: dict[tuple, list[PartitionFiles]] = {}
         self.footers: dict[str, Mapping[str, str]] = {}
@@ -74,9 +95,9 @@ class _Judge:
             self.streams[partition.dims] = [pf for pf in found if pf.partition.dims == partition.dims]
         return self.streams[partition.dims]
 
-    def footer(self, path: str) -> Mapping[str, str]:
-        if path not in self.footers: self.footers[path] = read_footer(path) or {}
-        return self.footers[path]
+    def footer(self, file: FileInfo) -> Mapping[str, str]:
+        if file.path not in self.footers: self.footers[file.path] = _footer(file) or {}
+        return self.footers[file.path]
 
     def _of_file(self, pf: PartitionFiles, file: FileInfo) -> str:
         try:
@@ -84,34 +105,32 @@ class _Judge:
             if record is None: return f"there is no record of what {Path(file.path).name} was made from: {_UNKNOWN}"
             if not record.get("inputs"): return "its record names no inputs: no transform wrote it"
             inputs = (self._of_input(name, facts) for name, facts in record["inputs"].items())
-            return next(filter(None, inputs), "") or self._of_parent(pf, self.footer(file.path))
+            return next(filter(None, inputs), "") or self._of_parent(pf, self.footer(file))
         except CorruptFileError as e: return str(e)
 
     @cached_property
-    def records(self) -> dict[str, list[Path]]:
-        "The records of files that have a key, by key."
-        found: dict[str, list[Path]] = {}
-        folder = self.dataset.meta / "lineage"
-        for name in os.listdir(folder) if folder.is_dir() else ():
-            if name.count(".") == 2: found.setdefault(name.partition(".")[0], []).append(folder / name)
+    def records(self) -> dict[str, list[str]]:
+        "The names of the records of files that have a key, by key."
+        found: dict[str, list[str]] = {}
+        for name in _names(f"{self.dataset.meta}/lineage"):
+            if name.count(".") == 2: found.setdefault(name.partition(".")[0], []).append(f"lineage/{name}")
         return found
 
     def _record(self, file: FileInfo) -> dict[str, Any] | None:
-        footer = self.footer(file.path)
-        if "key" in footer: paths = self.records.get(footer["key"], [])
-        else: paths = [p for p in [record_path(self.dataset, footer, file_sha256(file.path))] if p.exists()]
-        return next((r for r in map(read_record, paths) if r["bytes"] == file.size and r["footer"] == footer), None)
+        footer = self.footer(file)
+        if "key" in footer: names = self.records.get(footer["key"], [])
+        else: names = [] if is_url(file.path) else [record_name(footer, file_sha256(file.path))]
+        read = (parse_record(data, f"{self.dataset.meta}/{n}") for n in names if (data := self.dataset.kept(n)))
+        return next((r for r in read if r["bytes"] == file.size and r["footer"] == footer), None)
 
     def _of_input(self, name: str, facts: Mapping[str, Any]) -> str:
-        root = _located(self.dataset.lake, facts["root"])
-        lake = Path(self.dataset.lake).resolve()
-        if not root.is_relative_to(lake): self.sources[name] = root
+        root, below = _located(self.dataset.lake, facts["root"])
+        if below is None: self.sources[name] = root
         if why := _input_changes(root, facts["files"]): return f"input {name}: {why}"
-        if name in self.sources: return ""
-        below = root.relative_to(lake).as_posix()
-        judge = self.judges.get(below) or _Judge(Dataset(self.dataset.lake, below), self.judges)
-        for folder in dict.fromkeys(Path(f[0]).parent for f in facts["files"]):
-            if why := judge.reason(Partition.parse(folder)): return f"{below}/{folder.as_posix()} is stale: {why}"
+        if below is None: return ""
+        judge = self.judges.get(below) or _Judge(dataset_at(self.dataset.lake, below), self.judges)
+        for folder in dict.fromkeys(os.path.dirname(f[0]) for f in facts["files"]):
+            if why := judge.reason(Partition.parse(folder)): return f"{below}/{folder} is stale: {why}"
         return ""
 
     def _of_parent(self, pf: PartitionFiles, footer: Mapping[str, str]) -> str:
@@ -119,21 +138,38 @@ class _Judge:
         parent = footer.get("parent")
         if parent is None: return ""
         if not earlier:
-            known = parent not in _BEGINNINGS and any(Path(self.dataset.lake, META).rglob(f"{parent}.state"))
+            known = parent not in _BEGINNINGS and _has_state(self.dataset.lake, parent)
             return "the partition before it, with whose state it began, is gone" if known else ""
-        if parent in {self.footer(f.path).get("state") for f in earlier[-1].files}: return ""
+        if parent in {self.footer(f).get("state") for f in earlier[-1].files}: return ""
         began = {"none": "as the first of its stream", "cold": "cold"}.get(parent, "with another state")
         return f"it began {began}, not with the state in which {earlier[-1].partition} ended"
 
 _UNKNOWN = "it was written by something else, or changed since"
 
 # %% ../../nbs/10_storage/06_fresh.ipynb #2ff50343
-def _located(lake: str, root: str) -> Path:
-    "Where an input lies, given relative to the lake, which may be reached over a link."
-    places = [Path(os.path.normpath(Path(base) / root)) for base in (os.path.abspath(lake), os.path.realpath(lake))]
-    return next((p for p in places if p.is_dir()), places[0]).resolve()
+def dataset_at(lake: str, name: str) -> Dataset | ObjectDataset:
+    "The dataset of that name in a lake on a disk or on an object store."
+    return ObjectDataset(lake.rstrip("/"), name) if is_url(lake) else Dataset(lake, name)
 
-def stale_partitions(dataset: Dataset, filter_spec: FilterSpec | None = None) -> list[tuple[Partition, str]]:
+def _footer(file: FileInfo) -> dict[str, str] | None:
+    return object_footer(ObjectInfo(file.path, file.size, file.etag)) if is_url(file.path) else read_footer(file.path)
+
+def _names(folder: str) -> list[str]: return names_in(folder) if is_url(folder) or os.path.isdir(folder) else []
+
+def _has_state(lake: str, state: str) -> bool:
+    if is_url(lake): return any(o.name == f"{state}.state" for o in walk(join_url(lake, META)))
+    return any(Path(lake, META).rglob(f"{state}.state"))
+
+def _located(lake: str, root: str) -> tuple[Path | str, str | None]:
+    "Where an input lies, given relative to the lake (which may be reached over a link), and its name if it is in it."
+    if is_url(root): return root, None
+    if is_url(lake): return (Path(root), None) if os.path.isabs(root) else (join_url(lake, root), root)
+    places = [Path(os.path.normpath(Path(base) / root)) for base in (os.path.abspath(lake), os.path.realpath(lake))]
+    at, top = next((p for p in places if p.is_dir()), places[0]).resolve(), Path(lake).resolve()
+    return at, at.relative_to(top).as_posix() if at.is_relative_to(top) else None
+
+def stale_partitions(dataset: Dataset | ObjectDataset,
+                     filter_spec: FilterSpec | None = None) -> list[tuple[Partition, str]]:
     """The partitions, as far as `filter_spec` selects them, that their inputs would not give any more, each with why.
 
     Looked at are listings, footers and lineage records, no data: whether the inputs are as they were, whether a
@@ -146,7 +182,7 @@ def _stale(judge: _Judge, spec: FilterSpec | None) -> list[tuple[Partition, str]
     return [(p, why) for p in chosen if (why := judge.reason(p))]
 
 # %% ../../nbs/10_storage/06_fresh.ipynb #cf5964ae
-def check_fresh(dataset: Dataset, filter_spec: FilterSpec | None = None) -> None:
+def check_fresh(dataset: Dataset | ObjectDataset, filter_spec: FilterSpec | None = None) -> None:
     "`StaleStateError` that lists the stale partitions with reasons, and the commands that mend them; see above."
     judge = _Judge(dataset)
     stale = _stale(judge, filter_spec)

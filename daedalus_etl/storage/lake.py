@@ -6,7 +6,8 @@
 from __future__ import annotations
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
@@ -19,14 +20,17 @@ from ..core.filters import FilterSpec
 from .commit import Dataset
 from .contract import CHANNELS, Cast, Contract, check_schema, contract_for
 from .dataset import STREAM_KEYS, parquet_schema
-from .fresh import check_fresh
+from .fresh import check_fresh, dataset_at
 from .journal import journals, recover
+from .listing import names_in
 from .modes import clock_column
+from .object_lake import ObjectDataset
+from .objects import is_url, list_folder
 from .partitions import PartitionFiles, discover
 
 # %% auto #0
-__all__ = ['COMMIT_WAIT_S', 'Selection', 'selection', 'scan_files', 'identity', 'choose', 'settle', 'is_dataset', 'dataset_names',
-           'place', 'read_lake']
+__all__ = ['FOOTERS', 'COMMIT_WAIT_S', 'Selection', 'selection', 'scan_files', 'identity', 'choose', 'settle', 'is_dataset',
+           'dataset_names', 'place', 'read_lake']
 
 # %% ../../nbs/10_storage/07_lake.ipynb #c95e24b3
 @dataclass(frozen=True)
@@ -121,10 +125,16 @@ def scan_files(found: Sequence[PartitionFiles],
 
     Keys of the path that are no time, and that the files do not hold, are columns as well. Only footers are read; a
     column of bronze whose stored type can hold more than the declared one is looked at."""
-    files = [_file(pf, path, contract) for pf in found for path in pf.paths]
+    files = _files([(pf, path) for pf in found for path in pf.paths], contract)
     schema = _union(files)
     scans = [_scan(list(group)) for _, group in groupby(files, key=lambda f: f.treatment)]
     return pl.concat(scans, how="diagonal").select(list(schema)), schema
+
+FOOTERS = 16        # that are asked for at a time where each takes the way to a store and back
+
+def _files(found: Sequence[tuple[PartitionFiles, str]], contract: Contract | None) -> list[_File]:
+    if not any(is_url(path) for _, path in found): return [_file(pf, path, contract) for pf, path in found]
+    with ThreadPoolExecutor(FOOTERS) as pool: return list(pool.map(lambda at: _file(*at, contract), found))
 
 def _scan(files: list[_File]) -> pl.LazyFrame:
     "Files of one treatment, which differ at most in columns that some of them lack."
@@ -162,7 +172,7 @@ COMMIT_WAIT_S = 2.0         # a commit holds its locks for milliseconds
 
 def settle(lake: str | os.PathLike) -> list[Path]:
     "Finish the commits that dead processes left half-done in a lake; `ConflictError` if we have no right to."
-    if not journals(lake): return []
+    if is_url(lake) or not journals(lake): return []        # an object is there whole, or not at all
     try: return recover(lake, COMMIT_WAIT_S)
     except (OSError, StorageError) as e:
         cause = e if isinstance(e, OSError) else e.__cause__
@@ -171,26 +181,38 @@ def settle(lake: str | os.PathLike) -> list[Path]:
                             fix=f"Run `daedalus recover {lake}` as a user who may write there, then read again.") from e
 
 # %% ../../nbs/10_storage/07_lake.ipynb #816bad1e
-def is_dataset(folder: Path) -> bool:
-    "Whether the folder holds `key=value` folders or Parquet files."
-    return folder.is_dir() and any("=" in n or n.endswith(".parquet") for n in os.listdir(folder))
+def is_dataset(folder: str | Path) -> bool:
+    "Whether the folder, or what lies below the URL, has `key=value` folders or Parquet files directly in it."
+    there = is_url(folder) or Path(folder).is_dir()
+    return there and any("=" in n or n.endswith(".parquet") for n in names_in(os.fspath(folder)))
 
-def dataset_names(folder: Path) -> list[str]:
+def dataset_names(folder: str | Path) -> list[str]:
     "The datasets up to two levels below a folder, by their relative paths."
+    if is_url(folder): return sorted(_names_below(os.fspath(folder), 2))
     below = [p for pattern in ("*", "*/*") for p in folder.glob(pattern) if "=" not in f"{p.relative_to(folder)}"]
     return sorted(p.relative_to(folder).as_posix() for p in below if p.name[0] not in "._" and is_dataset(p))
 
-def place(lake: str | os.PathLike, tier: DataTier, channel: str) -> Dataset:
+def _names_below(url: str, levels: int) -> Iterator[str]:
+    for at in list_folder(url)[0] if levels else ():
+        name = at.rpartition("/")[2]
+        if name[0] in "._" or "=" in name: continue
+        if is_dataset(at): yield name
+        yield from (f"{name}/{n}" for n in _names_below(at, levels - 1))
+
+def place(lake: str | os.PathLike, tier: DataTier, channel: str) -> Dataset | ObjectDataset:
     "The dataset; `InputNotFoundError` names those that the tier has."
     parts = Path(channel).parts
     if not parts or any(p in ("/", "..") or "=" in p for p in parts):
         raise ConfigError(f"channel {channel!r}", expected="a dataset such as trades, or trades_bars/60s of gold")
-    dataset = Dataset(os.fspath(lake), "/".join(parts if tier is DataTier.BRONZE else (tier.value, *parts)))
-    folder = Path(lake) if tier is DataTier.BRONZE else Path(lake) / tier.value
-    if folder.is_dir() and not is_dataset(dataset.root):
-        hint = did_you_mean(channel, dataset_names(folder)) or "Nothing was computed into it so far."
-        raise InputNotFoundError(f"{tier.value} has no dataset {channel!r}", path=folder, fix=hint)
+    dataset = dataset_at(os.fspath(lake), "/".join(parts if tier is DataTier.BRONZE else (tier.value, *parts)))
+    folder = os.fspath(lake) if tier is DataTier.BRONZE else os.path.join(lake, tier.value)
+    if _is_there(folder) and not is_dataset(dataset.root):
+        hint = did_you_mean(channel, dataset_names(folder if is_url(folder) else Path(folder)))
+        raise InputNotFoundError(f"{tier.value} has no dataset {channel!r}", path=folder,
+                                 fix=hint or "Nothing was computed into it so far.")
     return dataset
+
+def _is_there(folder: str) -> bool: return bool(names_in(folder)) if is_url(folder) else os.path.isdir(folder)
 
 # %% ../../nbs/10_storage/07_lake.ipynb #35ff7209
 def read_lake(lake: str | os.PathLike, tier: DataTier | str, channel: str, chosen: Selection,

@@ -10,35 +10,54 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from ..core.errors import CorruptFileError, InputNotFoundError, PartitionError
-from .commit import META, Dataset, Staged, put_artifact, read_footer
+from .commit import META, Dataset, Slot, Staged, read_footer
 from .disk import file_sha256
-from .partitions import Partition, PartitionFiles
+from .object_lake import ObjectDataset, StagedObject
+from .objects import fetch, head, is_url, join_url, list_folder, split_url
+from .partitions import FileInfo, Partition, PartitionFiles
 
 # %% auto #0
-__all__ = ['record_path', 'save_record', 'input_facts', 'read_record', 'locate', 'lineage']
+__all__ = ['record_name', 'record_path', 'save_record', 'input_facts', 'read_record', 'parse_record', 'locate', 'lineage',
+           'locate_object']
 
 # %% ../../nbs/10_storage/05_lineage.ipynb #b1e52e02
-def record_path(dataset: Dataset, footer: Mapping[str, str], sha256: str) -> Path:
-    "Where the record of a file of `dataset` lies: by its key and the beginning of its sum, or by its sum alone."
+def record_name(footer: Mapping[str, str], sha256: str) -> str:
+    "What the record of a file is kept as: by its key and the beginning of its sum, or by its sum alone."
     key = footer.get("key")
-    return dataset.meta / "lineage" / (f"{key}.{sha256[:16]}.json" if key else f"{sha256}.json")
+    return f"lineage/{key}.{sha256[:16]}.json" if key else f"lineage/{sha256}.json"
 
-def save_record(dataset: Dataset, partition: Partition, staged: Staged, facts: Mapping[str, Any]) -> None:
+def record_path(dataset: Dataset, footer: Mapping[str, str], sha256: str) -> Path:
+    "Where the record of a file of `dataset` lies, whether it exists or not."
+    return dataset.meta / record_name(footer, sha256)
+
+def save_record(dataset: Dataset | ObjectDataset, partition: Partition, staged: Staged | StagedObject,
+                facts: Mapping[str, Any]) -> None:
     "Write the record of a staged file; `facts` are further entries (JSON values, and sets)."
     content = {"format": 1, "partition": partition.path, "rows": staged.rows, "bytes": staged.size,
                "sha256": staged.sha256, "footer": dict(staged.footer), **facts}
     data = json.dumps(content, sort_keys=True, indent=1, default=sorted).encode()   # a set has no order of its own
-    put_artifact(dataset, record_path(dataset, staged.footer, staged.sha256), data)
+    dataset.keep(record_name(staged.footer, staged.sha256), data)
 
-def input_facts(dataset: Dataset, inputs: Mapping[str, PartitionFiles]) -> dict[str, Any]:
+def input_facts(dataset: Dataset | ObjectDataset, inputs: Mapping[str, PartitionFiles]) -> dict[str, Any]:
     "The files of each input: where their dataset lies, seen from the lake, and each file as it was listed."
-    return {name: {"root": os.path.relpath(pf.root, dataset.lake),
-                   "files": [[f.relative, f.size, f.mtime_ns, f.inode] for f in pf.files]}
+    return {name: {"root": _seen_from(dataset.lake, pf.root), "files": [_listed(f) for f in pf.files]}
             for name, pf in sorted(inputs.items())}
+
+def _seen_from(lake: str, root: str) -> str:
+    "The way from the lake to `root`; all of `root` if one of them is a URL and the other lies elsewhere."
+    if not (is_url(lake) or is_url(root)): return os.path.relpath(root, lake)
+    return root.removeprefix(f"{lake}/")
+
+def _listed(f: FileInfo) -> list:
+    return [f.relative, f.size, f.etag] if f.etag else [f.relative, f.size, f.mtime_ns, f.inode]
 
 def read_record(path: Path) -> dict[str, Any]:
     "The content of a record; CorruptFileError if it is damaged."
-    try: return json.loads(path.read_bytes())
+    return parse_record(path.read_bytes(), path)
+
+def parse_record(data: bytes, path: str | Path) -> dict[str, Any]:
+    "The content of a record in `data`, which lies at `path`."
+    try: return json.loads(data)
     except ValueError as e: raise CorruptFileError(f"the lineage record is damaged: {e}", path=path) from e
 
 # %% ../../nbs/10_storage/05_lineage.ipynb #0df82f7a
@@ -57,8 +76,30 @@ def lineage(path: str | os.PathLike) -> dict[str, Any]:
     """What the data file at `path` was made from: `file`, `dataset`, `partition`, `footer` and its `record`.
 
     `record` is None for a file that this package did not write, and for one whose bytes were changed since."""
+    if is_url(path): return _object_lineage(os.fspath(path))
     if not os.path.isfile(path): raise InputNotFoundError("no such file", path=path, expected="a data file of a lake")
     dataset, partition = locate(path)
     footer, found = read_footer(path), record_path(dataset, read_footer(path), file_sha256(path))
     return {"file": str(path), "dataset": dataset.name, "partition": partition.path, "footer": footer,
             "record": read_record(found) if found.exists() else None}
+
+def locate_object(url: str) -> tuple[ObjectDataset, Partition]:
+    "Dataset and partition of a data object; `PartitionError` if it lies in no lake."
+    base, key = split_url(url)
+    folders = key.split("/")[:-1]
+    first = next((i for i, p in enumerate(folders) if "=" in p), len(folders))
+    for i in reversed(range(first)):
+        if any(list_folder(join_url(lake := join_url(base, *folders[:i]), META))):
+            return ObjectDataset(lake, "/".join(folders[i:first])), Partition.parse("/".join(folders[first:]))
+    raise PartitionError("the object lies in no lake", path=url, expected=f"a folder above it that holds {META}")
+
+def _object_lineage(url: str) -> dict[str, Any]:
+    if (info := head(url)) is None:
+        raise InputNotFoundError("no such object", path=url, expected="a data file of a lake")
+    dataset, partition = locate_object(url)
+    with Slot(dataset.desk) as slot:
+        fetch(info, slot.path)
+        footer, digest = read_footer(slot.path), file_sha256(slot.path)
+    data = dataset.kept(name := record_name(footer, digest))
+    return {"file": url, "dataset": dataset.name, "partition": partition.path, "footer": footer,
+            "record": None if data is None else parse_record(data, f"{dataset.meta}/{name}")}

@@ -7,8 +7,9 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache, total_ordering
@@ -17,15 +18,20 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 # %% auto #0
-__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'DELTA_LOG', 'SURVEY_LIMIT',
-           'encode_value', 'decode_value', 'Partition', 'FileInfo', 'PartitionFiles', 'is_delta', 'refuse_delta',
-           'check_sizes', 'discover']
+__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'LISTERS', 'SURVEY_LIMIT',
+           'encode_value', 'decode_value', 'Partition', 'PartitionFiles', 'check_sizes', 'discover', 'DELTA_LOG',
+           'FileInfo', 'is_delta', 'refuse_delta']
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #c082f0c9
 from ..core.enums import DataFormat
-from ..core.errors import (
-    ConfigError, CorruptFileError, EmptyMatchError, InputNotFoundError, PartitionError, did_you_mean)
+from ..core.errors import CorruptFileError, EmptyMatchError, PartitionError, did_you_mean
 from ..core.filters import FilterSpec, sanitize_symbol
+from .listing import (
+    DELTA_LOG, FileInfo, Folder, checked_root, file_info, is_delta, is_same, list_entries, names_in, refuse_delta)
+from .objects import ObjectInfo, is_url
+
+# %% ../../nbs/10_storage/00_partitions.ipynb #9d56ec45
+_all_ = ["DELTA_LOG", "FileInfo", "is_delta", "refuse_delta"]
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #9c755824
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # what Hive writers make of a null key
@@ -168,26 +174,17 @@ def _split_folder(name: str, path: object) -> tuple[str, str]:
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #85f114e7
 @dataclass(frozen=True)
-class FileInfo:
-    "One data file as it was when it was listed: absolute path, path relative to the root, bytes, ns, inode."
-    path: str
-    relative: str
-    size: int
-    mtime_ns: int
-    inode: int
-    skip: tuple[tuple[int, int], ...] = ()  # of a text file: (line, record) of those that are set aside
-
-    @property
-    def fingerprint(self) -> str:
-        "Changes whenever the file is rewritten, replaced or renamed; not when the whole dataset moves."
-        return f"{self.relative}|{self.size}|{self.mtime_ns}|{self.inode}"
-
-@dataclass(frozen=True)
 class PartitionFiles:
     "A partition and the files that hold its rows, sorted by path: row order is (path, row in file)."
     partition: Partition
     files: tuple[FileInfo, ...]
     root: str
+    source: str = ""        # of copies: the URL of the dataset that they come from
+
+    @property
+    def address(self) -> str:
+        "The dataset's root, for people: `root`, or the URL that the files are copies from."
+        return self.source or self.root
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,7 +195,7 @@ class PartitionFiles:
     def paths(self) -> list[str]: "Paths of the files, in order."; return [f.path for f in self.files]
     @property
     def size(self) -> int:
-        "Bytes on disk."
+        "Bytes of the files."
         return sum(f.size for f in self.files)
 
     @cached_property
@@ -210,12 +207,7 @@ class PartitionFiles:
 
     def changed(self) -> list[str]:
         "Paths of files that vanished or were replaced since they were listed; empty if all is as it was."
-        return [f.path for f in self.files if not _same(f)]
-
-def _same(f: FileInfo) -> bool:
-    try: s = os.stat(f.path)
-    except FileNotFoundError: return False
-    return (s.st_size, s.st_mtime_ns, s.st_ino) == (f.size, f.mtime_ns, f.inode)
+        return [f.path for f in self.files if not is_same(f)]
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #a32f4d11
 SUFFIXES = {
@@ -224,6 +216,7 @@ SUFFIXES = {
     DataFormat.CSV: (".csv", ".csv.gz"),
 }
 Items = tuple[tuple[str, str], ...]
+LISTERS = 8             # folders of a store that are listed at a time
 
 def _keeps(spec: FilterSpec | None, items: Items, key: str, value: str) -> bool:
     "Does the filter keep anything below the folder `key=value` under `items`?"
@@ -235,43 +228,9 @@ def _keeps(spec: FilterSpec | None, items: Items, key: str, value: str) -> bool:
     days = max(1, (end - start).days)
     return any(spec.keeps_day((start + timedelta(days=i)).date()) for i in range(days))
 
-# %% ../../nbs/10_storage/00_partitions.ipynb #76e9974d
-DELTA_LOG = "_delta_log"  # folder of a Delta table's log
-
-def is_delta(folder: str | os.PathLike) -> bool:
-    "Whether a Delta table lies at `folder`."
-    return os.path.isdir(os.path.join(folder, DELTA_LOG))
-
-def refuse_delta(folder: str | os.PathLike, fmt: DataFormat) -> None:
-    "ConfigError if the format is delta, or if `folder` is (part of) a Delta table: neither is a set of files to list."
-    if fmt is DataFormat.DELTA:
-        raise ConfigError("a Delta table has no partitions to read by themselves: its log says which files count",
-                          path=folder, fix="Read it as a whole: scan(root, fmt=DataFormat.DELTA).")
-    table = next((p for p in (Path(folder), *Path(folder).parents) if is_delta(p)), None)
-    if table is None: return
-    raise ConfigError(f"a Delta table, asked for as {fmt.value}: its files also hold rows long replaced or deleted",
-                      path=table, expected="format delta", fix="Read it with scan(root, fmt=DataFormat.DELTA).")
-
 # %% ../../nbs/10_storage/00_partitions.ipynb #02d24bb4
-def _split_entries(folder: str, suffixes: tuple[str, ...]) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
-    "(key=value folders, data files) directly in `folder`, sorted by name."
-    folders, files = [], []
-    with os.scandir(folder) as entries:
-        for e in sorted(entries, key=lambda e: e.name):
-            if e.name == DELTA_LOG: refuse_delta(folder, DataFormat.PARQUET)
-            data = e.name.lower().endswith(suffixes) and e.name[0] not in "._"
-            if not (data or "=" in e.name): continue
-            if e.is_symlink(): _warn_link(e.path)
-            elif e.is_dir(follow_symlinks=False):
-                if "=" in e.name: folders.append(e)
-            elif data and e.is_file(follow_symlinks=False): files.append(e)
-    return folders, files
-
-def _warn_link(path: str) -> None:
-    warnings.warn(f"{path} is a symbolic link and is not followed: its data is not read. "
-                  "Give the real folder as root, or use a bind mount.", stacklevel=4)
-
-def _kept_folders(folders: list[os.DirEntry], items: Items, spec: FilterSpec | None) -> list[tuple[str, Items]]:
+def _kept_folders(folders: Sequence[os.DirEntry | Folder], items: Items,
+                  spec: FilterSpec | None) -> list[tuple[str, Items]]:
     "The folders that the filter keeps, with their keys so far."
     kept = []
     for e in folders:
@@ -299,11 +258,31 @@ def _check_twins(kept: list[tuple[str, Items]]) -> None:
                                  fix=f"Rename one of the two, or choose one with a filter on {key}.")
 
 def _walk(folder: str, items: Items, spec: FilterSpec | None, suffixes: tuple[str, ...]) \
-        -> Iterator[tuple[str, Items, list[os.DirEntry]]]:
+        -> Iterator[tuple[str, Items, Sequence[os.DirEntry | ObjectInfo]]]:
     "(folder, keys, data files) of every kept folder that holds data files, depth first."
-    folders, files = _split_entries(folder, suffixes)
+    if not is_url(folder): yield from _walk_listed(list_entries(folder, suffixes), folder, items, spec, suffixes, None)
+    else:
+        with ThreadPoolExecutor(LISTERS) as pool:
+            yield from _walk_listed(list_entries(folder, suffixes), folder, items, spec, suffixes, pool)
+
+def _walk_listed(listed: tuple[Sequence, Sequence], folder: str, items: Items, spec: FilterSpec | None,
+                 suffixes: tuple[str, ...], pool: ThreadPoolExecutor | None) -> Iterator[tuple[str, Items, Sequence]]:
+    folders, files = listed
     if files and _has_all_keys(spec, items): yield folder, items, files
-    for path, below in _kept_folders(folders, items, spec): yield from _walk(path, below, spec, suffixes)
+    for path, below, entries in _listed(_kept_folders(folders, items, spec), suffixes, pool):
+        yield from _walk_listed(entries, path, below, spec, suffixes, pool)
+
+def _listed(kept: list[tuple[str, Items]], suffixes: tuple[str, ...],
+            pool: ThreadPoolExecutor | None) -> Iterator[tuple[str, Items, tuple[Sequence, Sequence]]]:
+    "Each folder with what lies in it; with a pool, those to come are asked for while the first are looked at."
+    if pool is None:
+        for path, below in kept: yield path, below, list_entries(path, suffixes)
+        return
+    coming = deque(pool.submit(list_entries, path, suffixes) for path, _ in kept[:LISTERS])
+    for i, (path, below) in enumerate(kept):
+        entries = coming.popleft().result()
+        if i + LISTERS < len(kept): coming.append(pool.submit(list_entries, kept[i + LISTERS][0], suffixes))
+        yield path, below, entries
 
 def _has_all_keys(spec: FilterSpec | None, items: Items) -> bool:
     "Files above the level of a filtered key are no match: nothing says which stream or day they hold."
@@ -313,10 +292,6 @@ def _has_all_keys(spec: FilterSpec | None, items: Items) -> bool:
     return asked <= {k for k, _ in items}
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #03d12d9b
-def _file_info(entry: os.DirEntry, root: str) -> FileInfo:
-    s = entry.stat(follow_symlinks=False)
-    return FileInfo(entry.path, entry.path[len(root):].lstrip("/"), s.st_size, s.st_mtime_ns, s.st_ino)
-
 def check_sizes(pf: PartitionFiles) -> None:
     "CorruptFileError if a file of the partition has 0 bytes."
     for f in pf.files:
@@ -324,10 +299,11 @@ def check_sizes(pf: PartitionFiles) -> None:
         raise CorruptFileError("the file has 0 bytes: an interrupted copy or a full disk", path=f.path,
                                fix="Fetch it again, or remove it if the period is known to be empty.")
 
-def _partition_files(root: str, items: Items, entries: list[os.DirEntry]) -> PartitionFiles:
-    files = tuple(sorted((_file_info(e, root) for e in entries), key=lambda f: f.relative))
+def _partition_files(root: str, items: Items, entries: Sequence[os.DirEntry | ObjectInfo]) -> PartitionFiles:
+    files = tuple(sorted((file_info(e, root) for e in entries), key=lambda f: f.relative))
     seen: dict[int, str] = {}
     for f in files:
+        if f.etag: continue                 # of an object, which has one name
         if f.inode in seen:
             raise PartitionError(f"the same file as {seen[f.inode]} (hard link)", path=f.path, fix="Remove one.")
         seen[f.inode] = f.path
@@ -336,12 +312,12 @@ def _partition_files(root: str, items: Items, entries: list[os.DirEntry]) -> Par
 # %% ../../nbs/10_storage/00_partitions.ipynb #13294b77
 def discover(root: str | os.PathLike, filter_spec: FilterSpec | None = None,
              fmt: DataFormat = DataFormat.PARQUET, *, allow_empty_files: bool = False) -> list[PartitionFiles]:
-    """The partitions under `root` that the filter keeps, with their files, sorted by stream, then by time.
+    """The partitions under `root` (a folder or a URL) that the filter keeps, with their files, by stream, then by time.
 
     Raises InputNotFoundError (no such folder), EmptyMatchError (nothing kept; says what exists), PartitionError
     (two folders for one partition, null keys, a link loop), ConfigError (a Delta table) and CorruptFileError (a file
     of 0 bytes, unless `allow_empty_files`: then `check_sizes` is left to whoever reads the partition)."""
-    top, fmt = _checked_root(root), DataFormat(fmt)
+    top, fmt = checked_root(root), DataFormat(fmt)
     refuse_delta(top, fmt)
     found: dict[Partition, tuple[str, PartitionFiles]] = {}
     for folder, items, entries in _walk(top, (), filter_spec, SUFFIXES[fmt]):
@@ -353,18 +329,6 @@ def discover(root: str | os.PathLike, filter_spec: FilterSpec | None = None,
         found[pf.partition] = folder, pf
     if not found: raise _nothing(top, filter_spec, fmt)
     return sorted((pf for _, pf in found.values()), key=lambda pf: pf.partition)
-
-def _checked_root(root: str | os.PathLike) -> str:
-    "The real path of the root; the root itself may be a link, what lies below may not."
-    given = os.path.abspath(os.fspath(root))
-    try: real = os.path.realpath(given, strict=True)
-    except FileNotFoundError as e:
-        near = next(p for p in Path(given).parents if p.exists())
-        inside = did_you_mean(Path(given).relative_to(near).parts[0], sorted(os.listdir(near)))
-        raise InputNotFoundError(f"no such folder; the nearest that exists is {near}", path=given, fix=inside) from e
-    except OSError as e: raise PartitionError(f"the path leads in a circle: {e.strerror}", path=given) from e
-    if not os.path.isdir(real): raise InputNotFoundError("not a folder", path=given, expected="a dataset's root folder")
-    return real
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #d6a64ef2
 SURVEY_LIMIT = 5000  # folders looked at for the message of an empty match
@@ -385,7 +349,7 @@ def _nothing(root: str, spec: FilterSpec | None, fmt: DataFormat) -> EmptyMatchE
     "The error for an empty match: what was asked, where, and what is there instead."
     asked, spans = spec or FilterSpec(), _survey(root, SUFFIXES[fmt])
     if not spans:
-        inside = ", ".join(sorted(os.listdir(root))[:5]) or "nothing"
+        inside = ", ".join(names_in(root)[:5]) or "nothing"
         return EmptyMatchError(f"no input for {asked}; the folder holds {inside}", path=root,
                                expected=f"key=value folders with {SUFFIXES[fmt][0]} files")
     names = [f"{'/'.join(k) or 'no keys'} ({_span_text(*span)})" for k, span in list(spans.items())[:5]]

@@ -7,12 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.errors import StateError
+from ..core.errors import InputNotFoundError, StateError
 from ..core.state import dump_state, load_state, state_hash
-from .commit import Dataset, put_artifact
+from .commit import Dataset
+from .disk import disk_errors, write_whole
+from .object_lake import ObjectDataset
+from .objects import is_url, join_url, put, read
+from .partitions import Partition, encode_value
 
 # %% auto #0
-__all__ = ['StateKey', 'state_path', 'state_bytes', 'save_artifact', 'load_artifact', 'read_state']
+__all__ = ['StateKey', 'state_path', 'state_bytes', 'save_artifact', 'load_artifact', 'end_file', 'read_end', 'write_end',
+           'read_state']
 
 # %% ../../nbs/10_storage/04_state.ipynb #be00b9c6
 @dataclass(frozen=True)
@@ -29,27 +34,43 @@ class StateKey:
 
 def state_path(dataset: Dataset, digest: str) -> Path:
     "Where the state of that hash lies, whether it exists or not."
-    return dataset.meta / "states" / f"{digest}.state"
+    return dataset.meta / _name(digest)
+
+def _name(digest: str) -> str: return f"states/{digest}.state"
 
 def state_bytes(key: StateKey, state: Mapping) -> bytes:
     "`state` as it is kept and hashed: with the key that it was made by."
     return dump_state(dict(state), key.header)
 
-def save_artifact(dataset: Dataset, data: bytes) -> str:
+def save_artifact(dataset: Dataset | ObjectDataset, data: bytes) -> str:
     "Write the bytes of a state beside the dataset, durable and under their hash, which is returned."
-    put_artifact(dataset, state_path(dataset, digest := state_hash(data)), data, mend=True)
+    dataset.keep(_name(digest := state_hash(data)), data, mend=True)
     return digest
 
-def load_artifact(dataset: Dataset, key: StateKey, digest: str) -> dict:
+def load_artifact(dataset: Dataset | ObjectDataset, key: StateKey, digest: str) -> dict:
     "The state of that hash; `StateError` if it is missing, damaged, or made by something else than `key`."
-    path = state_path(dataset, digest)
+    path, data = f"{dataset.meta}/{_name(digest)}", dataset.kept(_name(digest))
     again = "Recompute the partition."
-    if not path.exists():
+    if data is None:
         raise StateError("the state that the partition's footer names is missing", path=path, fix=again)
-    data = path.read_bytes()
     if state_hash(data) != digest:
         raise StateError("the state is damaged: its content is not what its name says", path=path, fix=again)
-    return read_state(data, key, str(path))
+    return read_state(data, key, path)
+
+def end_file(folder: str | Path, partition: Partition) -> Path | str:
+    "Where the chain of `partition` leaves its last state, below a folder or a URL."
+    dims = "/".join(f"{k}={encode_value(v)}" for k, v in partition.dims)
+    return join_url(str(folder), dims, "end.state") if is_url(folder) else Path(folder) / dims / "end.state"
+
+def read_end(file: Path | str) -> bytes | None:
+    "What a chain left there; None if nothing."
+    try: return read(file) if is_url(file) else file.read_bytes()
+    except (InputNotFoundError, FileNotFoundError): return None
+
+def write_end(file: Path | str, data: bytes) -> None:
+    "Leave the last state of a chain there, whole or not at all; of two runs that do so, the later one's stays."
+    if is_url(file): return None if put(file, data) else None
+    with disk_errors(file): write_whole(file, data)
 
 def read_state(data: bytes, key: StateKey, where: str) -> dict:
     "The state in `data`; `StateError` unless it was made by `key`."

@@ -250,11 +250,11 @@ def _settled(file: FileInfo, contract: Contract, fmt: DataFormat) -> tuple[FileI
     bad = list(islice(bad_lines(file.path, contract, fmt), MAX_BAD_LINES + 1))
     if len(bad) > MAX_BAD_LINES: raise _too_many(bad, file.path)
     if bad and isinstance(bad[0].error, CorruptFileError) and bad[0].error.found == "a JSON array": raise bad[0].error
-    return replace(file, skip=tuple((b.line, b.record) for b in bad)), [_kept(b, file.path) for b in bad if b.error]
+    return replace(file, skip=tuple((b.line, b.record) for b in bad)), [_kept(b, file) for b in bad if b.error]
 
-def _kept(bad: BadLine, path: str) -> dict:
-    found = str(bad.error).removeprefix(f"{path}:{bad.line}").lstrip(":, ")
-    return {"file": path, "row": bad.record, "reason": "bad_line", "line": bad.line, "byte_offset": bad.byte,
+def _kept(bad: BadLine, file: FileInfo) -> dict:
+    found = str(bad.error).removeprefix(f"{file.path}:{bad.line}").lstrip(":, ")
+    return {"file": file.address, "row": bad.record, "reason": "bad_line", "line": bad.line, "byte_offset": bad.byte,
             "found": found, "text": bad.text}
 
 def _too_many(bad: list[BadLine], path: str) -> CorruptFileError:

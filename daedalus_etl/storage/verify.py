@@ -18,6 +18,7 @@ from .commit import META, Dataset, in_use_since, look, read_footer
 from .disk import Lock, file_sha256
 from .journal import Change, commit, journals, open_datasets
 from .lineage import read_record, record_path
+from .objects import is_url
 from .partitions import Partition, is_delta
 
 # %% auto #0
@@ -57,6 +58,9 @@ def verify(lake: str | os.PathLike) -> pl.DataFrame:
     """One row per data file of the lake: `dataset`, `file`, `rows`, `bytes` and `fault`, empty if all is well.
 
     A file that this package did not write is no fault, and is said to be unknown."""
+    if is_url(lake):
+        from daedalus_etl.storage.object_verify import verify_objects
+        return verify_objects(os.fspath(lake).rstrip("/"))
     sets = datasets(lake)
     states = {p.stem: p for d in sets for p in (d.meta / "states").glob("*.state")}
     rows = []
@@ -104,6 +108,9 @@ MIN_AGE_S = 3600.0          # younger artifacts may belong to a commit that is o
 def gc(lake: str | os.PathLike, *, vanished: bool = False, min_age_s: float = MIN_AGE_S,
        dry_run: bool = False) -> pl.DataFrame:
     "Remove what no data file of the lake needs; one row for each removed file: `path`, `bytes`, `why`."
+    if is_url(lake):
+        from daedalus_etl.storage.object_verify import collect_objects
+        return collect_objects(os.fspath(lake).rstrip("/"), min_age_s=min_age_s, vanished=vanished, dry_run=dry_run)
     sets = datasets(lake)
     if not dry_run: open_datasets(sets)
     removed = _remove_vanished(sets, dry_run) if vanished else []
