@@ -464,6 +464,19 @@ def test_a_repeat_is_compared_with_the_row_that_was_kept():
     assert (second, notes.duplicates, notes.quarantined) == ([0], 1, [])
 
 
+@pytest.mark.parametrize("prices", ["112", "121", "122", "1212", "1221", "12321", "1 2 1 2 2"])
+def test_counts_of_repeats_do_not_depend_on_where_the_tape_is_cut(prices):
+    "Equal ids of several contents, and another trade between them; the first content of an id is the one that counts."
+    rows = [sent(300 * k, "b" if p == " " else "a", price=float(p.strip() or 9)) for k, p in enumerate(prices)]
+    def fates(first, second):
+        kept, notes = two_runs(first, second)
+        bad = [row for n in notes for q in n.quarantined for row in q.select("price", "reason").rows()]
+        return [*kept[0], *(len(first) + k for k in kept[1])], sum(n.duplicates for n in notes), bad
+    whole = fates(rows, [])
+    assert whole[1] + len(whole[2]) + len(whole[0]) == len(rows)
+    assert [fates(rows[:k], rows[k:]) for k in range(1, len(rows))] == [whole] * (len(rows) - 1)
+
+
 def test_late_rows_are_quarantined_once():
     "A row before the last one of the state cannot be fed any more; one fault, one place, its own columns."
     (_, second), (_, notes) = two_runs([sent(10, "5")], [sent(9, "5"), sent(9, "6"), sent(11, "4")])

@@ -214,7 +214,7 @@ def _places(entries: Mapping) -> str: return ", ".join(redact(e.path) for e in e
 
 def _channels(root: str) -> list[str]:
     "Those that have a folder below the bronze folder."
-    if found := [c for c in CHANNELS if is_folder(f"{root}/{c}")]: return found
+    if found := [c for c in CHANNELS if is_folder(f"{root.rstrip('/')}/{c}")]: return found
     raise InputNotFoundError(f"none of the folders {', '.join(CHANNELS)}", path=root, fix="Give it with --input.",
                              expected="bronze data, a folder for each channel")
 

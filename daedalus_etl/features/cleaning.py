@@ -14,7 +14,7 @@ from ..core.config import FeatureConfig
 from ..core.levels import LEVELS
 from .books import FAULTS, book_faults, check_book_values, mark_repeats, sides
 from .ordering import (
-    ROW, SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey)
+    CONTENT, ROW, SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey)
 from .processor import release_unused
 from .streaming import US
 
@@ -64,7 +64,7 @@ class CleanTrades(CleanRows):
     def __init__(self, config: FeatureConfig, state: dict | None = None):
         super().__init__(config)
         self.recent: deque[pl.DataFrame] = deque([(state or {}).get("seen", pl.DataFrame(schema=SEEN))])
-        self._repeats: pl.Series | None = None
+        self._repeats: pl.DataFrame | None = None         # `row` and `kept`, the content of the first of its id
 
     def state(self) -> dict:
         "The trades seen in the last `dedup_window_s`."
@@ -79,8 +79,8 @@ class CleanTrades(CleanRows):
         notes.duplicates += repeats.height - conflicts.height
         if conflicts.height:
             reason = pl.lit("conflicting_repeat").alias("reason")
-            notes.quarantined.append(conflicts.drop("conflict", "clock").with_columns(reason))
-        if repeats.height: self._repeats = repeats["row"]
+            notes.quarantined.append(conflicts.drop("conflict", "clock", "kept").with_columns(reason))
+        if repeats.height: self._repeats = repeats.select("row", "kept")
         return rows
 
     def _may_repeat(self, rows: pl.LazyFrame, found: Survey) -> bool:
@@ -95,15 +95,23 @@ class CleanTrades(CleanRows):
 
     def _clean(self, batch: pl.DataFrame, notes: Notes) -> pl.DataFrame:
         self._remember(batch)
-        if self._repeats is not None: batch = batch.filter(~pl.col(ROW).is_in(self._repeats.implode()))
+        if self._repeats is not None: batch = batch.filter(~pl.col(ROW).is_in(self._repeats["row"].implode()))
         return batch.drop(ROW, strict=False)
 
     def _remember(self, batch: pl.DataFrame) -> None:
         if "trade_id" not in batch.columns: return
-        self.recent.append(seen_rows(batch, self.clock))
+        seen = seen_rows(batch, self.clock)
+        self.recent.append(seen if self._repeats is None else self._as_kept(seen, batch[ROW]))
         edge = self.recent[-1]["clock"][-1] - int(self.config.dedup_window_s * US)
         while len(self.recent) > 1 and (self.recent[0].height == 0 or self.recent[0]["clock"][-1] <= edge):
             self.recent.popleft()
+
+    def _as_kept(self, seen: pl.DataFrame, rows: pl.Series) -> pl.DataFrame:
+        "`seen`, but a repeat has the content of the first: rows after a cut are compared with that, too."
+        known = self._repeats.with_columns(again=True)
+        seen = seen.with_columns(row=rows).join(known, on="row", how="left", maintain_order="left")
+        def content(c): return pl.when("again").then(pl.col("kept").struct.field(c)).otherwise(c).alias(c)
+        return seen.select("clock", "trade_id", *map(content, CONTENT))
 
     def _recent_rows(self) -> pl.DataFrame:
         rows = pl.concat(list(self.recent))

@@ -123,8 +123,8 @@ def _candidates(rows: pl.LazyFrame, recent: pl.DataFrame) -> pl.Series:
 def find_repeats(rows: pl.LazyFrame, recent: pl.DataFrame, clock: str, window_us: int) -> pl.DataFrame:
     """The trades of `rows` (one partition) that repeat an id of the partition or one of `recent` within `window_us`.
 
-    Returns a frame with `row` (UInt32, number in `rows`, or what its column `ROW` says), the columns of `SEEN`, and
-    `conflict` (Boolean: its content is not that of the first)."""
+    Returns a frame with `row` (UInt32, number in `rows`, or what its column `ROW` says), the columns of `SEEN`, `kept`
+    (Struct: the content of the first) and `conflict` (Boolean: its own is another)."""
     keys = order_keys(rows.collect_schema().names(), clock)
     if ROW not in rows.collect_schema().names(): rows = rows.with_row_index(ROW)
     inside = rows.filter(
@@ -140,4 +140,4 @@ def find_repeats(rows: pl.LazyFrame, recent: pl.DataFrame, clock: str, window_us
     first = pl.when(~pl.col("repeat")).then(pl.struct(CONTENT))
     kept = first.forward_fill().over("trade_id", order_by=pl.int_range(pl.len()))
     differs = pl.any_horizontal(pl.col(c).ne_missing(kept.struct.field(c)) for c in CONTENT)
-    return both.with_columns(conflict=differs).filter("repeat").drop("here", "repeat")
+    return both.with_columns(kept=kept, conflict=differs).filter("repeat").drop("here", "repeat")
