@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 from .base import BaseTransform, StatefulTransform, TransformContext
+from .budget import USUAL, Pieces
 from .config import FeatureConfig, FilterSpec
 from .enums import WriteMode
 from .errors import ConflictError, InputChangedError, StaleStateError
@@ -57,6 +58,7 @@ class Job:
     dry_run: bool = False
     insist: bool = False                                    # write over what this transform did not make
     together: Together = field(default_factory=Together)
+    pieces: Pieces = USUAL                                  # how much of a stream is held in memory at once
 
     def __getstate__(self) -> dict: return {k: v for k, v in vars(self).items() if k != "_chains"}
 
@@ -262,9 +264,10 @@ class _Try:
             execution_id=job.execution_id, filter_spec=job.spec,
             stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
             lookahead={n: self._later(n, files) for n, files in unit.following.items() if files},
-            limit_rows=job.together.left)
+            limit_rows=job.together.left, pieces=job.pieces)
 
     def _later(self, name: str, files: tuple[PartitionFiles, ...]) -> Iterator[pl.LazyFrame]:
         "The stream's later partitions, each opened only when it is asked for."
         c = self.transform.config.inputs[name]
-        for pf in files: yield scan_partition(pf, contract_of(c, self.chain.features.clock), c.format, c.extra)
+        contract, read_rows = contract_of(c, self.chain.features.clock), self.job.pieces.read_rows
+        for pf in files: yield scan_partition(pf, contract, c.format, c.extra, read_rows=read_rows)

@@ -51,7 +51,7 @@ def bars_config(channel: str, storage: StorageConfig, source: str | None = None)
 def executor_of(settings: DaedalusConfig, args: argparse.Namespace) -> TransformExecutor:
     "The executor that the configuration and the flags describe."
     from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
-    return TransformExecutor.from_config(settings, workers=args.workers, pool=args.pool)
+    return TransformExecutor.from_config(settings, workers=args.workers, pool=args.pool, max_memory=args.max_memory)
 
 def run_job(config: TransformConfig, settings: DaedalusConfig, args: argparse.Namespace) -> RunReport:
     "Execute the transform that `config` names, with the flags in `args`."

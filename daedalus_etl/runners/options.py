@@ -48,6 +48,7 @@ FLAGS: dict[str, dict] = {
         action="store_true", help="go on without files that cannot be read, and note them in the quarantine"),
     "--workers": dict(type=int, metavar="N", help="streams computed side by side (the number of cores, at most 4)"),
     "--pool": dict(choices=["threads", "processes"], help="what they are computed on (threads)"),
+    "--max-memory": dict(metavar="SIZE", help="memory that the run holds at most, e.g. 2GiB (no bound)"),
     "--debug": dict(action="store_true", help="show the traceback of an error")}
 
 FEATURE_FLAGS: dict[str, dict] = {
