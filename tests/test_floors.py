@@ -9,14 +9,14 @@ PKG = Path(__file__).resolve().parents[1] / "daedalus_etl"
 # floor: (highest floor below it that it may import, its modules). A name stands for all that lies below it.
 FLOORS = [
     (0, ["core.__init__", "core.enums", "core.errors", "core.redact", "core.render"]),
-    (0, ["core.lazy", "core.levels", "core.state", "core.model", "core.yaml", "core.config", "core.filters",
-         "core.feature_config", "core.steps", "config"]),
+    (0, ["core.budget", "core.lazy", "core.levels", "core.state", "core.model", "core.yaml", "core.config",
+         "core.filters", "core.feature_config", "core.steps", "config"]),
     (1, ["core.base", "core.registry", "core.catalog", "core.report"]),
     (2, ["storage", "utils", "run"]),                              # run schedules steps that it cannot look into
     (2, ["features"]),                                             # never storage: features know no paths
     (4, ["transforms"]),
-    (3, ["core.coming", "core.executor", "core.outputs", "core.pipeline", "core.plan", "core.progress", "core.rest",
-         "core.retry", "core.step", "core.unit"]),                                            # knows no formula
+    (3, ["core.coming", "core.executor", "core.fit", "core.outputs", "core.pipeline", "core.plan", "core.progress",
+         "core.rest", "core.retry", "core.step", "core.unit"]),                                            # knows no formula
     (6, ["sources", "explore"]),
     (7, ["runners", "cli", "frames", "lake"]),
 ]

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from types import CodeType, FunctionType, MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
+from .budget import USUAL, Pieces
 from .config import FeatureConfig, FilterSpec, TransformConfig
 from .errors import TransformError, did_you_mean
 from .render import md_settings
@@ -45,6 +46,7 @@ class TransformContext:
     lookahead: Mapping[str, Any] = field(default_factory=dict)   # by input: iterators over later partitions' rows
     limit_rows: int | None = None                                # rows that are still to be taken; None: all
     dry_run: bool = False                                        # only plan
+    pieces: Pieces = USUAL                                       # how much of the inputs to hold in memory at once
     notes: Notes = field(default_factory=Notes)                  # filled by the transform, for the report
 
     def _repr_markdown_(self) -> str: return md_settings(self)

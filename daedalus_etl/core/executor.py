@@ -15,9 +15,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 from .base import BaseTransform, TransformContext
+from .budget import Budget
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
 from .enums import DataFormat
 from .errors import ConfigError
+from .fit import fit
 from .outputs import Target, target_of
 from .plan import Unit, units_of
 from .progress import Progress
@@ -41,14 +43,16 @@ class TransformExecutor:
     "Runs transforms over partitions: `execute` computes what is not up to date, `plan` tells what that would be."
 
     def __init__(self, feature_config: FeatureConfig | None = None, *, workers: int | None = None,
-                 pool: str | Executor | Pool | Any | None = None, progress: bool = True):
+                 pool: str | Executor | Pool | Any | None = None, max_memory: int | str | None = None,
+                 progress: bool = True):
         """`workers`: chains at work side by side. `pool`: `threads` (None, too), `processes`, or an executor or a
-        Dask client of yours, which is used and left as it is. `progress`: show it, if somebody is looking."""
+        Dask client of yours, which is used and left as it is. `max_memory`: bytes, or `2GiB`, that the run holds at
+        most, all its processes together. `progress`: show it, if somebody is looking."""
         self.feature_config = feature_config or FeatureConfig()
         if workers is not None and workers < 1: raise ConfigError(f"workers={workers}", expected="at least 1")
         self.workers = workers or min(4, os.cpu_count() or 1)
         self.pool = pool_of(pool, self.workers, given=workers)
-        self.progress = progress
+        self.progress, self.budget = progress, Budget.of(max_memory)
 
     @classmethod
     def from_config(cls, config: DaedalusConfig, **kwargs) -> TransformExecutor:
@@ -96,6 +100,7 @@ class TransformExecutor:
         if not dry_run: check_outputs_disk(transform)
         if not dry_run: recover_outputs(transform)       # first: what is unfinished may be an input of this run
         units = units_of(transform, self.feature_config, job.spec)
+        if self.budget and not dry_run: job, pool = fit(job, units, pool, self.budget, shared=shares_memory(pool))
         targets = _targets(job, units)
         report = RunReport(transform.config.name, job.execution_id, dry_run,
                            {n: str(t.dataset.root) for found in targets for n, t in found.items()})

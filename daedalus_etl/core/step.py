@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 from .base import BaseTransform, StatefulTransform, TransformContext
+from .budget import USUAL, Pieces
 from .config import FeatureConfig, FilterSpec
 from .enums import WriteMode
 from .errors import ConflictError, InputChangedError, StaleStateError
@@ -61,6 +62,7 @@ class Job:
     insist: bool = False                                    # write over what this transform did not make
     since_ns: int | None = None                             # when the run began, if its workers may die unheard
     together: Together = field(default_factory=Together)
+    pieces: Pieces = USUAL                                  # how much of a stream is held in memory at once
 
     def __getstate__(self) -> dict: return {k: v for k, v in vars(self).items() if k != "_chains"}
 
@@ -268,10 +270,11 @@ class _Try:
             execution_id=job.execution_id, filter_spec=job.spec,
             stream=unit.partition.stream if unit.partition.get("symbol") else None, partition=unit.partition,
             lookahead={n: self._later(n, files, ahead) for n, files in unit.following.items() if files},
-            limit_rows=job.together.left)
+            limit_rows=job.together.left, pieces=job.pieces)
 
     def _later(self, name: str, files: tuple[PartitionFiles, ...], ahead: ExitStack) -> Iterator[pl.LazyFrame]:
         "The stream's later partitions, each opened only when it is asked for; copies of objects go with `ahead`."
         c = self.transform.config.inputs[name]
-        contract = contract_of(c, self.chain.features.clock)
-        for pf in files: yield scan_partition(ahead.enter_context(spooled(pf)), contract, c.format, c.extra)
+        contract, read_rows = contract_of(c, self.chain.features.clock), self.job.pieces.read_rows
+        for pf in files:
+            yield scan_partition(ahead.enter_context(spooled(pf)), contract, c.format, c.extra, read_rows=read_rows)

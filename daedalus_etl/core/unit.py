@@ -114,14 +114,15 @@ def judge_lines(aside: pl.DataFrame, total: int, allowed: float, files: Partitio
         fix="Mend the file, or raise max_bad_fraction to set such lines aside.")
 
 # %% ../../nbs/40_run/02_unit.ipynb #c2e1cc31
-def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConfig, *,
-                  levels: bool = True) -> CheckedInput:
+def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConfig, *, levels: bool = True,
+                  read_rows: int | None = None) -> CheckedInput:
     "The rows of an input that keep its contract, and all that does not; an error if that is more than a stray few."
     contract, fmt = contract_of(config, features.clock), config.format
     if contract: check_limits(pf, config.limits, fmt)       # files of others; our own are what we made them
     pf, aside = _readable(pf, contract, config)
     with reading(pf, contract, fmt):
-        rows = scan_partition(pf, contract, fmt, config.extra) if pf.files else pl.LazyFrame(schema=contract.schema)
+        rows = pl.LazyFrame(schema=contract.schema)
+        if pf.files: rows = scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows)
         found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
     judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
     return replace(found, files=pf, aside=aside)
@@ -213,7 +214,8 @@ class UnitRun:
 
     def _checked(self, name: str, pf: PartitionFiles) -> CheckedInput:
         config, features = self.transform.config.inputs[name], self.context.feature_config
-        found = checked_input(pf, config, features, levels=not self.transform.checks_levels)
+        found = checked_input(pf, config, features, levels=not self.transform.checks_levels,
+                              read_rows=self.context.pieces.read_rows)
         contract = contract_of(config, features.clock)
         if contract and self.unit.previous and name == next(iter(self.unit.inputs)):
             declared = {*contract.names, *(k for k, _ in pf.partition.items)}

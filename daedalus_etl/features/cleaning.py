@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 from ..core.base import Notes
+from ..core.budget import USUAL, Pieces
 from ..core.config import FeatureConfig
 from ..core.levels import LEVELS
 from .books import FAULTS, book_faults, check_book_values, mark_repeats, sides
@@ -19,23 +20,24 @@ from .processor import release_unused
 from .streaming import US
 
 # %% auto #0
-__all__ = ['RELEASE_EVERY', 'CleanRows', 'CleanTrades', 'CleanBooks']
+__all__ = ['RELEASE_ROWS', 'CleanRows', 'CleanTrades', 'CleanBooks']
 
 # %% ../../nbs/20_features/20_cleaning.ipynb #cb0770dc
-RELEASE_EVERY = 16          # batches after which free memory goes back to the system
+RELEASE_ROWS = 1 << 20      # rows after which free memory goes back to the system
 
 class CleanRows:
     "The rows of one stream and channel in order, none too late; floats that are not finite are null."
-    def __init__(self, config: FeatureConfig, state: dict | None = None):
-        self.config, self.clock = config, config.clock
+    def __init__(self, config: FeatureConfig, state: dict | None = None, *, pieces: Pieces = USUAL):
+        self.config, self.clock, self.pieces = config, config.clock, pieces
 
     def batches(self, rows: pl.LazyFrame, notes: Notes, last: int | None = None) -> Iterator[pl.DataFrame]:
         "The rows batch by batch; what is dropped or set aside is in `notes`. `last`: the stream's clock so far (us)."
         found = survey(rows, self.clock)
         notes.disordered += found.disordered
         rows = self._prepared(self._in_time(rows, found, notes, last), found, notes)
-        for k, batch in enumerate(ordered_batches(rows, self.clock, found)):
-            if k % RELEASE_EVERY == RELEASE_EVERY - 1: release_unused()
+        every = max(1, RELEASE_ROWS // self.pieces.batch_rows)
+        for k, batch in enumerate(ordered_batches(rows, self.clock, found, self.pieces)):
+            if k % every == every - 1: release_unused()
             batch = self._clean(batch, notes)
             if batch.height: yield _finite(batch)
 
@@ -61,8 +63,8 @@ def _finite(batch: pl.DataFrame) -> pl.DataFrame:
 # %% ../../nbs/20_features/20_cleaning.ipynb #67a942a5
 class CleanTrades(CleanRows):
     "Trades of one stream in order, each id once."
-    def __init__(self, config: FeatureConfig, state: dict | None = None):
-        super().__init__(config)
+    def __init__(self, config: FeatureConfig, state: dict | None = None, *, pieces: Pieces = USUAL):
+        super().__init__(config, pieces=pieces)
         self.recent: deque[pl.DataFrame] = deque([(state or {}).get("seen", pl.DataFrame(schema=SEEN))])
         self._repeats: pl.DataFrame | None = None         # `row` and `kept`, the content of the first of its id
 
@@ -123,8 +125,9 @@ _BOOK = {"capture_ts": pl.Datetime("us", "UTC"), "nonce": pl.Int64, "bids": LEVE
 
 class CleanBooks(CleanRows):
     "Books of one stream in order, sound and each once; `strict`: a book that is not sound is an error."
-    def __init__(self, config: FeatureConfig, state: dict | None = None, *, strict: bool = False):
-        super().__init__(config)
+    def __init__(self, config: FeatureConfig, state: dict | None = None, *, strict: bool = False,
+                 pieces: Pieces = USUAL):
+        super().__init__(config, pieces=pieces)
         self.strict, self.at = strict, 0
         self.last = (state or {}).get("last", pl.DataFrame(schema=_BOOK))       # books of the last capture_ts
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import polars as pl
 from ..core.base import Notes, TransformContext
+from ..core.budget import USUAL, Pieces
 from ..core.catalog import Catalogue, Column, asked_windows, schema_of, select
 from ..core.config import FeatureConfig, normalize_symbol
 from ..core.errors import ConfigError, SchemaError, did_you_mean
@@ -48,8 +49,9 @@ def check_columns(schema: Mapping[str, pl.DataType], channel: str, clock: str, w
 # %% ../../nbs/20_features/22_frames.ipynb #d41b4d42
 class StreamFeed:
     "Clean rows of one stream through its processor; `state` is what the next run of the stream needs."
-    def __init__(self, channel: str, config: FeatureConfig, columns: list[Column], state: dict | None = None):
-        self.clean = (CleanTrades if channel == "trades" else CleanRows)(config, state)
+    def __init__(self, channel: str, config: FeatureConfig, columns: list[Column], state: dict | None = None, *,
+                 pieces: Pieces = USUAL):
+        self.clean = (CleanTrades if channel == "trades" else CleanRows)(config, state, pieces=pieces)
         self.processor = PROCESSORS[channel](config, columns, state)
 
     def batches(self, rows: pl.LazyFrame, notes: Notes) -> Iterator[pl.DataFrame]:
@@ -64,10 +66,10 @@ class StreamFeed:
 class BookFeed:
     "Books of one stream, and the trades beside them, through their processor."
     def __init__(self, config: FeatureConfig, columns: list[Column], state: dict | None = None, *,
-                 trades: bool, strict: bool):
+                 trades: bool, strict: bool, pieces: Pieces = USUAL):
         state = state or {}
-        self.clean = CleanBooks(config, state.get("clean"), strict=strict)
-        self.clean_trades = CleanTrades(config, state.get("clean"))
+        self.clean = CleanBooks(config, state.get("clean"), strict=strict, pieces=pieces)
+        self.clean_trades = CleanTrades(config, state.get("clean"), pieces=pieces)
         self.processor = StatefulFeatureProcessor(config, columns, state.get("books"), trades=trades)
         self.trades, self.clock = trades, config.clock
 
@@ -159,14 +161,15 @@ class _FramePass:
         name, own = stream_name(key), _own_config(self.config, key[1], self.columns)
         state = self.before.get(name, {})
         columns = [c for c in self.columns if c.name in wanted]
+        pieces = self.context.pieces if self.context else USUAL
         if self.channel == "orderbook":
             # a state is complete whatever columns this pass is asked for
             columns = self.columns if self.states is not None else columns
             trades = _same_stream(self.trades, key) if need_trades([c.name for c in columns], own) else None
-            feed = BookFeed(own, columns, state, trades=trades is not None, strict=self.context is None)
+            feed = BookFeed(own, columns, state, trades=trades is not None, strict=self.context is None, pieces=pieces)
             made = feed.batches(part, found, trades, self._partition_end())
         else:
-            feed = StreamFeed(self.channel, own, columns, state)
+            feed = StreamFeed(self.channel, own, columns, state, pieces=pieces)
             made = feed.batches(part, found)
         grid = Resampler(own, state.get("grid")) if own.resample_frequency is not None else None
         for batch in made: yield from [batch] if grid is None else grid.push(batch.select(set(wanted) - {STALENESS}))

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 import numpy as np
 import polars as pl
+from ..core.budget import USUAL, Pieces
 from .streaming import jit
 
 # %% auto #0
-__all__ = ['MISSING', 'BATCH_ROWS', 'SORT_ROWS', 'SURVEY', 'ROW', 'CONTENT', 'SEEN', 'clock_us', 'order_keys', 'Survey',
-           'survey_batch', 'survey', 'ordered_batches', 'seen_rows', 'find_repeats']
+__all__ = ['MISSING', 'BATCH_ROWS', 'SURVEY', 'ROW', 'CONTENT', 'SEEN', 'clock_us', 'order_keys', 'Survey', 'survey_batch',
+           'survey', 'ordered_batches', 'seen_rows', 'find_repeats']
 
 # %% ../../nbs/20_features/01_ordering.ipynb #c9f7b068
 MISSING = -(2**63)          # sorts before every real key
-BATCH_ROWS = 65_536         # rows that go through the kernels at once: about 30 MB of columns
-SORT_ROWS = 4_000_000       # rows that are sorted in memory at once
+BATCH_ROWS = USUAL.batch_rows       # rows that are looked at together where few columns are needed
 
 def clock_us(clock: str) -> pl.Expr:
     "The clock as Int64 microseconds since the epoch: `capture_ts` (Datetime us) or `timestamp` (Int64 ms)."
@@ -75,23 +75,22 @@ def survey(rows: pl.LazyFrame, clock: str) -> Survey:
     return Survey(n, disordered == 0, bool(increase), disordered, low, high)
 
 # %% ../../nbs/20_features/01_ordering.ipynb #b53933df
-def ordered_batches(rows: pl.LazyFrame, clock: str, found: Survey,
-                    batch_rows: int = BATCH_ROWS) -> Iterator[pl.DataFrame]:
-    "The rows of one stream in its order, in frames of `batch_rows`; the stable sort keeps input order among equals."
+def ordered_batches(rows: pl.LazyFrame, clock: str, found: Survey, pieces: Pieces = USUAL) -> Iterator[pl.DataFrame]:
+    "The rows of one stream in its order, in frames of `pieces`; the stable sort keeps input order among equals."
     if found.ordered:
-        yield from rows.collect_batches(chunk_size=batch_rows, maintain_order=True)
+        yield from rows.collect_batches(chunk_size=pieces.batch_rows, maintain_order=True)
         return
     keys = list(order_keys(rows.collect_schema().names(), clock).values())
-    for piece in _time_slices(rows, clock, found):
-        yield from piece.sort(keys, maintain_order=True).collect().iter_slices(batch_rows)
+    for piece in _time_slices(rows, clock, found, pieces.sort_rows):
+        yield from piece.sort(keys, maintain_order=True).collect().iter_slices(pieces.batch_rows)
 
-def _time_slices(rows: pl.LazyFrame, clock: str, found: Survey) -> Iterator[pl.LazyFrame]:
-    "`rows` cut by their clock into frames of about `SORT_ROWS` rows, earliest first."
-    if found.rows <= SORT_ROWS:
+def _time_slices(rows: pl.LazyFrame, clock: str, found: Survey, sort_rows: int) -> Iterator[pl.LazyFrame]:
+    "`rows` cut by their clock into frames of about `sort_rows` rows, earliest first."
+    if found.rows <= sort_rows:
         yield rows
         return
     clocks = np.sort(rows.select(clock_us(clock)).collect().to_series().to_numpy())
-    edges = np.unique(clocks[SORT_ROWS::SORT_ROWS])
+    edges = np.unique(clocks[sort_rows::sort_rows])
     for low, high in zip([None, *edges], [*edges, None], strict=True):
         piece = rows
         if low is not None: piece = piece.filter(clock_us(clock) >= int(low))

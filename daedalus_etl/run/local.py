@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures import BrokenExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,7 +85,9 @@ class _Course:
     def _next(self) -> _Line | None:
         if self.suspects: return None if self.running else self.suspects.pop()
         if any(line.suspect for line in self.running.values()): return None
-        return self.waiting.pop() if self.waiting and len(self.running) < self.pool.in_flight else None
+        if not self.waiting or len(self.running) >= self.pool.in_flight: return None
+        begun = bool(self.waiting[-1].reports)
+        return self.waiting.pop() if self.pool.room(len(self.running), begun=begun) else None
 
     def _submit(self, line: _Line) -> None:
         if not line.reports: self.told(line.index, None)
@@ -146,9 +149,17 @@ _FIX = ("Most often the system has ended it for want of memory: use fewer --work
         "for processes needs the line `if __name__ == '__main__':` around its work.")
 
 # %% ../../nbs/35_run/00_local.ipynb #35a0e90a
+def _always(running: int, *, begun: bool) -> bool: return True
+
 class LocalPool:
     "Steps on a `concurrent.futures.Executor`; at most `in_flight` chains are at work."
-    def __init__(self, in_flight: int): self.in_flight = in_flight
+    def __init__(self, in_flight: int): self.in_flight, self.room = in_flight, _always
+
+    def within(self, in_flight: int, room: Callable[..., bool]) -> LocalPool:
+        "The pool with at most `in_flight` chains, which go on while `room(running, begun=...)` says so."
+        other = copy(self)
+        other.in_flight, other.room = min(in_flight, self.in_flight), room
+        return other
 
     def run(self, chains: Sequence[tuple[Any, Sequence[Any]]], step: Callable, finish: Callable, *, stop: Event,
             told: Told) -> list[list[UnitReport]]:

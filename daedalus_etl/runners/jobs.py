@@ -35,7 +35,8 @@ def _modules(text: str) -> tuple[str, ...]: return tuple(w.strip() for w in text
 def executor_of(settings: DaedalusConfig, args: argparse.Namespace) -> TransformExecutor:
     "The executor that the configuration and the flags describe."
     from daedalus_etl.core.executor import TransformExecutor      # late: it brings polars
-    return TransformExecutor.from_config(settings, workers=args.workers, pool=_pool_of(args))
+    return TransformExecutor.from_config(settings, workers=args.workers, pool=_pool_of(args),
+                                        max_memory=args.max_memory)
 
 def _pool_of(args: argparse.Namespace) -> Any:
     "What the flags name to compute on; a cluster is not asked for what is done here anyway."

@@ -49,6 +49,7 @@ FLAGS: dict[str, dict] = {
     "--workers": dict(type=int, metavar="N", help="streams computed side by side (the number of cores, at most 4)"),
     "--pool": dict(choices=["threads", "processes"], help="what they are computed on (threads)"),
     "--dask": dict(metavar="ADDRESS", help="compute on this Dask cluster, e.g. tcp://host:8786; local: start one here"),
+    "--max-memory": dict(metavar="SIZE", help="memory that the run holds at most, e.g. 2GiB (no bound)"),
     "--debug": dict(action="store_true", help="show the traceback of an error")}
 
 FEATURE_FLAGS: dict[str, dict] = {

@@ -28,6 +28,7 @@ from .contract import Contract, check_schema, contract_for
 from .delta import TIME_TYPES, scan_delta
 from .disk import file_sha256
 from .objects import is_url
+from .pieces import reads_alike, scan_in_pieces
 from .partitions import (
     SUFFIXES, TIME_KEYS, FileInfo, PartitionFiles, discover, refuse_delta)
 from .text import (
@@ -90,18 +91,20 @@ class _Part:
     @property
     def result(self) -> dict[str, pl.DataType]: return self.schema | {c.column: c.expected for c in self.casts}
 
-    def raw(self) -> pl.LazyFrame: return _scan_raw([self])
+    def raw(self, read_rows: int | None = None) -> pl.LazyFrame: return _scan_raw([self], read_rows)
 
-def _scan_raw(run: Sequence[_Part]) -> pl.LazyFrame:
+def _scan_raw(run: Sequence[_Part], read_rows: int | None = None) -> pl.LazyFrame:
     "One scan over files of one schema."
     if run[0].fmt is not DataFormat.PARQUET: return pl.concat(scan_text(p.file, p.schema, p.fmt) for p in run)
+    if read_rows is not None and all(reads_alike(p.path, p.schema) for p in run):
+        return scan_in_pieces([p.path for p in run], run[0].schema, read_rows)
     return pl.scan_parquet([p.path for p in run], schema=run[0].schema, hive_partitioning=False, glob=False)
 
-def _check_lossless(part: _Part) -> None:
+def _check_lossless(part: _Part, read_rows: int | None) -> None:
     "Casts whose safety depends on the values are tested on the values; such columns are rare."
     tests = {c.column: c.lossless for c in part.casts if c.lossless is not None}
     if not tests: return
-    ok = part.raw().select(**tests).collect().row(0, named=True)
+    ok = part.raw(read_rows).select(**tests).collect().row(0, named=True)
     for cast in part.casts:
         if ok.get(cast.column) is False:
             raise SchemaError(f"values of type {cast.found} that {cast.expected} cannot hold exactly", path=part.path,
@@ -161,10 +164,12 @@ def _check_copies(pf: PartitionFiles, contract: Contract | None, parts: list[_Pa
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #3ca9c989
 def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fmt: DataFormat = DataFormat.PARQUET,
-                   extra: Extra = "keep", columns: Sequence[str] | None = None) -> pl.LazyFrame:
+                   extra: Extra = "keep", columns: Sequence[str] | None = None, *,
+                   read_rows: int | None = None) -> pl.LazyFrame:
     """The rows of a partition, lazily, ordered by (path, row in file), in the contract's types.
 
     `channel`: trades, orderbook, ticker, a Contract (which also carries the clock), or None for no contract.
+    `read_rows`: decode so many rows of a Parquet file at a time, instead of whole row groups.
     Raises CorruptFileError, SchemaError and PartitionError before any feature is computed; wrap the collecting
     in `reading` to get typed errors for damage that shows up later."""
     fmt = DataFormat(fmt)
@@ -175,9 +180,9 @@ def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fm
     parts = [_Part(f, contract, fmt) for f in pf.files]
     _check_copies(pf, contract, parts)
     with reading(pf, contract, fmt):
-        for part in parts: _check_lossless(part)
+        for part in parts: _check_lossless(part, read_rows)
         _same_types(parts)
-        lf = pl.concat(_scans(parts), how="diagonal")
+        lf = pl.concat(_scans(parts, read_rows), how="diagonal")
         names = list(dict.fromkeys(n for p in parts for n in p.schema))
         missing = _check_streams(lf, pf, names)
     lf = lf.with_columns(pl.lit(pf.partition.get(k)).alias(k) for k in missing)
@@ -190,12 +195,12 @@ def _check_source(pf: PartitionFiles, fmt: DataFormat) -> None:
     raise ConfigError(f"{fmt.value} on an object store cannot be scanned where it lies: it must be read as a whole",
                       path=pf.root, expected="Parquet", fix="Let a transform read it, or copy it to a folder first.")
 
-def _scans(parts: list[_Part]) -> list[pl.LazyFrame]:
+def _scans(parts: list[_Part], read_rows: int | None = None) -> list[pl.LazyFrame]:
     "One scan per run of neighbouring files with the same schema."
     scans = []
     for _, group in groupby(parts, key=lambda p: list(p.schema.items())):
         run = list(group)
-        lf = _scan_raw(run)
+        lf = _scan_raw(run, read_rows)
         scans.append(lf.with_columns(c.expr for c in run[0].casts))
     return scans
 

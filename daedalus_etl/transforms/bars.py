@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 from ..core.base import StatefulTransform, TransformContext
+from ..core.budget import USUAL, Pieces
 from ..core.catalog import Catalogue, schema_of
 from ..core.config import FeatureConfig, TransformConfig
 from ..core.errors import SchemaError
@@ -17,16 +18,16 @@ from ..core.lazy import lazy_source
 from ..core.registry import register_transform
 from ..features.bars import BOOK_ROW, BarsProcessor, check_book_row, fill_empty_bars
 from ..features.frames import STREAM_KEYS, split_streams, stream_name
-from ..features.ordering import BATCH_ROWS, clock_us, ordered_batches, survey
+from ..features.ordering import clock_us, ordered_batches, survey
 from ..features.streaming import US
 
 # %% auto #0
-__all__ = ['BAR_ROWS', 'channel_of', 'StreamBars', 'BarAggregationTransform']
+__all__ = ['BAR_BATCHES', 'channel_of', 'StreamBars', 'BarAggregationTransform']
 
 # %% ../../nbs/30_transforms/03_bars.ipynb #63118208
 _NEEDED = {"trades": ("price", "amount", "side_sign", "side"), "ticker": ("bid", "ask"), "orderbook": BOOK_ROW}
 
-BAR_ROWS = 4 * BATCH_ROWS          # rows at once: bars need few columns of each
+BAR_BATCHES = 4         # batches at once: bars need few columns of each row
 
 def channel_of(names: list[str]) -> str:
     "`orderbook`, `trades` or `ticker`, by the columns of a frame; `SchemaError` if it is none or they do not suffice."
@@ -39,12 +40,14 @@ def channel_of(names: list[str]) -> str:
         f"no bars can be made from columns {sorted(names)}",
         expected="price, amount and side (trades), bid and ask (ticker) or book_state and features (silver orderbook)")
 
-def _in_order(rows: pl.LazyFrame, names: list[str], config: FeatureConfig) -> Iterator[pl.DataFrame]:
+def _in_order(rows: pl.LazyFrame, names: list[str], config: FeatureConfig,
+              pieces: Pieces = USUAL) -> Iterator[pl.DataFrame]:
     "The columns that bars need, in the stream's order; silver rows are in order, others are looked at first."
     channel = channel_of(names)
     keep = [c for c in (config.clock, *_NEEDED[channel]) if c in names and not (c == "side" and "side_sign" in names)]
-    if "segment_id" in names: return rows.select(keep).collect_batches(chunk_size=BAR_ROWS, maintain_order=True)
-    return ordered_batches(rows, config.clock, survey(rows, config.clock))
+    if "segment_id" in names:
+        return rows.select(keep).collect_batches(chunk_size=BAR_BATCHES * pieces.batch_rows, maintain_order=True)
+    return ordered_batches(rows, config.clock, survey(rows, config.clock), pieces)
 
 def _records(closed: list[np.ndarray], dtype: np.dtype, low: int | None) -> np.ndarray:
     "Those of the `closed` bars that begin at `low` (us) or after; none if there is no limit."
@@ -138,7 +141,7 @@ class BarAggregationTransform(StatefulTransform):
         for stream, part in ([(context.stream, rows)] if context.stream else split_streams(rows)):
             name = stream_name(stream)
             bars = StreamBars(channel_of(names), self._config(context, stream), before.get(name))
-            bars.feed(_in_order(part, names, context.feature_config))
+            bars.feed(_in_order(part, names, context.feature_config, context.pieces))
             low, high = _bounds(context)
             after[name] = bars.state(high)
             if edge is not None: bars.look_ahead(edge, names, high)
