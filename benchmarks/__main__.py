@@ -1,6 +1,6 @@
 """The suite's command line: `python -m benchmarks`, or `daedalus bench` in a clone.
 
-Runs cases in turns against floors and peers, prints a table for each, and with --out writes results.json and results.md.
+Runs cases in turns against floors and peers, prints a table for each; with --out it writes results.json and results.md.
 Exit code 1 if one of our own sides failed."""
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from daedalus_etl.runners.bench import add_flags
 SCHEMA = 1
 SCRIPTS = ("memory", "partitions", "cluster")        # each stands for itself and prints one JSON object last
 SCRIPT_TIMEOUT_S = 600.0
-LIBRARIES = ("daedalus_etl", "polars", "pyarrow", "numba", "numpy", "altair", "duckdb", "pandas", "dataframely", "pandera",
-             "finmlkit", "distributed", "obstore")
+LIBRARIES = ("daedalus_etl", "polars", "pyarrow", "numba", "numpy", "altair", "duckdb", "pandas", "dataframely",
+             "pandera", "finmlkit", "distributed", "obstore")
 
 
 def machine() -> dict:
@@ -57,7 +57,8 @@ def versions(pythons: Mapping[str, str]) -> dict:
 
 def commit() -> str | None:
     "The commit that was measured; `+` if files differ from it."
-    def git(*words): return subprocess.run(["git", *words], cwd=harness.ROOT, capture_output=True, text=True, check=True).stdout
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=harness.ROOT, capture_output=True, text=True, check=True).stdout
     try: return git("rev-parse", "--short", "HEAD").strip() + "+" * bool(git("status", "--porcelain", "-uno").strip())
     except (OSError, subprocess.CalledProcessError): return None
 
@@ -72,7 +73,8 @@ def script(name: str, quick: bool) -> dict:
 
 def measure(cases: Mapping, options: harness.Options, scripts: list[str]) -> dict:
     "Run it all: what results.json holds, but for the command."
-    def tell(line): print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True) if sys.stderr.isatty() else None
+    def tell(line):
+        if sys.stderr.isatty(): print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
     load, before, done = os.getloadavg()[0], harness.calibrate(), {}
     # a quick run measures nothing, so its cases may disturb one another
     with ThreadPoolExecutor((os.cpu_count() or 1) if options.quick else 1) as pool:
@@ -84,7 +86,8 @@ def measure(cases: Mapping, options: harness.Options, scripts: list[str]) -> dic
     others = [(c["others_cores"], c["seconds"]) for c in done.values() if c["others_cores"] is not None]
     spent = sum(s for _, s in others)
     noise = {"load_before": load, "load_after": os.getloadavg()[0], "calibration_before": before,
-             "calibration_after": harness.calibrate(), "others_cores": sum(o * s for o, s in others) / spent if spent else None}
+             "calibration_after": harness.calibrate(),
+             "others_cores": sum(o * s for o, s in others) / spent if spent else None}
     noise["warnings"] = harness.warnings(noise, os.cpu_count() or 1)
     results = {"schema": SCHEMA, "quick": options.quick, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                "provisional": options.quick or bool(noise["warnings"]), "commit": commit(), "machine": machine(),
@@ -96,7 +99,8 @@ def measure(cases: Mapping, options: harness.Options, scripts: list[str]) -> dic
 def write(results: Mapping, out: Path) -> None:
     "results.json and results.md below `out`."
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("results.json", json.dumps(results, indent=1) + "\n"), ("results.md", report.markdown(results))):
+    texts = {"results.json": json.dumps(results, indent=1) + "\n", "results.md": report.markdown(results)}
+    for name, text in texts.items():
         part = out / f".{name}.part"
         part.write_text(text, encoding="utf-8")
         os.replace(part, out / name)
@@ -139,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
     for w in results["noise"]["warnings"]: print(f"warning: {w}: do not trust wall seconds", file=sys.stderr)
     if args.out: write(results, Path(args.out))
     if args.page: page()
-    failed = [f"{n}: {s['failed']}" for n, c in results["cases"].items() for s in c["sides"].values()
+    failed = [f"{n}: {s['failed'].splitlines()[-1]}" for n, c in results["cases"].items() for s in c["sides"].values()
               if "failed" in s and s["role"] != harness.PEER]
     print(*(f"failed: {f}" for f in failed), sep="\n", file=sys.stderr, end="\n" if failed else "")
     return int(bool(failed))

@@ -1,4 +1,4 @@
-"""What a year would take: from seconds and bytes per million rows to hours, terabytes and requests, with assumptions said.
+"""What a year would take: from seconds and bytes per million rows to hours, terabytes, requests, assumptions said.
 
 The model is arithmetic on what was measured; it knows nothing of disks and networks, so it also says how many bytes a
 second they would have to deliver. Days of one symbol are computed in order, each from the state of the day before: a
@@ -62,7 +62,8 @@ def wall(m: Measured, plan: Plan, cores: int) -> dict:
     turns = ceil(plan.symbols / at_once)
     def held(unit): return turns * plan.days * unit / HOUR_S
     def dealt(unit): return max(plan.days * unit, plan.units * unit / at_once) / HOUR_S
-    megabytes = plan.rows / 1e6 * (m.bronze_mb + 2 * m.silver_mb + m.gold_mb)       # silver is written, and read for bars
+    moved = m.bronze_mb + 2 * m.silver_mb + m.gold_mb         # silver is written, and read for bars
+    megabytes = plan.rows / 1e6 * moved
     return {"chains": at_once, "cores_a_chain": each, "cores_busy": at_once * each, "hours": held(median),
             "ideal_hours": dealt(median), "low": dealt(least), "high": held(greatest),
             "core_hours": plan.units * median * each / HOUR_S, "mb_s": megabytes / (dealt(median) * HOUR_S)}

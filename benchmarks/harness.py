@@ -52,7 +52,7 @@ class Case:
 
 @dataclass
 class Env:
-    "What a side is given: where inputs are kept, a folder of its own, how many rows, and what it kept from pass to pass."
+    "What a side is given: where inputs are kept, a folder of its own, how many rows, and what it keeps between passes."
     data: Path
     scratch: Path
     rows: int

@@ -21,7 +21,9 @@ def made(folder: Path, make: Callable[[Path], object]) -> Path:
     stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         make(stage)
-        os.replace(stage, folder)
+        try: os.replace(stage, folder)
+        except OSError:
+            if not folder.exists(): raise               # else another process was first, with the same
     finally: shutil.rmtree(stage, ignore_errors=True)
     return folder
 

@@ -11,8 +11,7 @@ CORE_ROWS = "| cores | chains at once | cores a chain | hours | between | core h
 def number(x: float | None, digits: int = 3) -> str:
     "A figure with so many significant digits, thousands with commas; a dash for none."
     if x is None: return "-"
-    if x == 0: return "0"
-    if abs(x) >= 10 ** (digits - 1): return f"{x:,.0f}"
+    if float(x).is_integer() or abs(x) >= 10 ** (digits - 1): return f"{x:,.0f}"
     return f"{x:#.{digits}g}".rstrip(".")
 
 
@@ -60,9 +59,10 @@ def own_figures(case: Mapping) -> list[str]:
     told = []
     for name, s in case["sides"].items():
         if "bytes_out" in s and s["rows"]:
-            told.append(f"{name}: {number(s['bytes_in'] / s['rows'])} bytes read and {number(s['bytes_out'] / s['rows'])} "
-                        "written per row.")
-        if "push_us" in s: told.append(f"{name}: a push takes {number(s['push_us'])} us, p99 {number(s['push_p99_us'])} us.")
+            each = [number(s[k] / s["rows"]) for k in ("bytes_in", "bytes_out")]
+            told.append(f"{name}: {each[0]} bytes read and {each[1]} written per row.")
+        if "push_us" in s:
+            told.append(f"{name}: a push takes {number(s['push_us'])} us, p99 {number(s['push_p99_us'])} us.")
         if "fsyncs" in s: told.append(f"{name}: {s['fsyncs']:.0f} fsyncs a commit.")
     return told
 
@@ -76,23 +76,27 @@ def case_markdown(case: Mapping) -> str:
     return "\n".join(text)
 
 
+def milliseconds(s: Mapping) -> str:
+    least, median, greatest = (number(s[k] * 1e3) for k in ("min", "median", "max"))
+    return f"{median} ms ({least} .. {greatest})"
+
+
 def machine_markdown(results: Mapping) -> str:
     "Where and when, and how quiet it was."
     m, noise, v = results["machine"], results["noise"], results["versions"]
-    lines = [["machine", f"{m['cpu']}, {m['cores']} cores, {number(m['ram_gib'])} GiB, {m['system']} {m['kernel']}, {m['arch']}"],
+    where = f"{m['cpu']}, {m['cores']} cores, {number(m['ram_gib'])} GiB, {m['system']} {m['kernel']}, {m['arch']}"
+    lines = [["machine", where],
              ["versions", ", ".join(f"{k} {x}" for k, x in v.items() if x)],
              ["measured", f"{results['date']}, commit {results['commit'] or 'unknown'}"],
              ["command", f"`{results['command']}`"],
              ["load average", f"{noise['load_before']:.2f} before, {noise['load_after']:.2f} after"],
              ["cores used by others", number(noise["others_cores"])],
-             ["calibration loop", ", ".join(f"{when} {number(noise[f'calibration_{when}']['wall']['median'] * 1e3)} ms "
-                                            f"({number(noise[f'calibration_{when}']['wall']['min'] * 1e3)} .. "
-                                            f"{number(noise[f'calibration_{when}']['wall']['max'] * 1e3)})"
+             ["calibration loop", ", ".join(f"{when} {milliseconds(noise[f'calibration_{when}']['wall'])}"
                                             for when in ("before", "after"))]]
     said = [f"- {w}" for w in noise["warnings"]]
     if results["provisional"]:
-        said.insert(0, "- **provisional**: from a quick run or a busy machine; these figures say that every case runs, and "
-                       "nothing of speed")
+        said.insert(0, "- **provisional**: from a quick run or a busy machine; these figures say that every case runs, "
+                       "and nothing of speed")
     return "\n".join([table(["what", "value"], lines), "", *said]).rstrip()
 
 
@@ -100,17 +104,19 @@ def cost_markdown(cost: Mapping | None) -> str:
     "The cost model's tables."
     if cost is None: return "This run lacks a case that the model needs."
     plan, m = cost["plan"], cost["measured"]
-    lines = [[c, str(w["chains"]), str(w["cores_a_chain"]), number(w["hours"]), f"{number(w['low'])} .. {number(w['high'])}",
-              number(w["core_hours"]), number(w["mb_s"])] for c, w in cost["cores"].items()]
+    def between(w): return f"{number(w['low'])} .. {number(w['high'])}"
+    lines = [[c, str(w["chains"]), str(w["cores_a_chain"]), number(w["hours"]), between(w), number(w["core_hours"]),
+              number(w["mb_s"])] for c, w in cost["cores"].items()]
     overhead = "not measured here" if m["overhead_s"] is None else f"{number(m['overhead_s'] * 1e3)} ms"
     given = [["seconds of one core per million rows, silver and gold", " / ".join(map(number, m["seconds"]))],
-             ["MB per million rows: bronze, silver, gold", " / ".join(number(m[f"{k}_mb"]) for k in ("bronze", "silver", "gold"))],
+             ["MB per million rows: bronze, silver, gold",
+              " / ".join(number(m[f"{k}_mb"]) for k in ("bronze", "silver", "gold"))],
              ["one chain on two cores instead of one", f"{number(m['speedup'])} times as fast"],
              ["scheduling a unit", overhead]]
     stored = [[k, f"{v:,.2f} TB"] for k, v in cost["storage_tb"].items()]
     asked = [[k, f"{v:,}"] for k, v in cost["requests"].items()]
-    about = (f"{plan['symbols']} symbols, {plan['days']} days, {plan['rows_a_day']:,} snapshots a day: {plan['rows']:,} rows in "
-             f"{plan['units']:,} units.")
+    about = (f"{plan['symbols']} symbols, {plan['days']} days, {plan['rows_a_day']:,} snapshots a day: "
+             f"{plan['rows']:,} rows in {plan['units']:,} units.")
     return "\n\n".join([about, table(CORE_ROWS.strip("| ").split(" | "), lines), table(["measured", "value"], given),
                         table(["stored", "a year"], stored), table(["requests", "a year"], asked)])
 
@@ -119,10 +125,12 @@ def scripts_markdown(scripts: Mapping) -> str:
     "What the scripts that stand for themselves told."
     lines = []
     for name, s in scripts.items():
-        if "result" not in s: lines.append([name, s.get("skipped") or s.get("failed", "")[-120:].replace("\n", " ")])
-        else: lines += [[f"{name}: {k}", number(v) if isinstance(v, int | float) and not isinstance(v, bool) else str(v)]
-                        for k, v in flat(s["result"]).items()]
+        if "result" in s: lines += [[f"{name}: {k}", word(v)] for k, v in flat(s["result"]).items()]
+        else: lines.append([name, s.get("skipped") or s["failed"].splitlines()[-1]])
     return table(["what", "value"], lines)
+
+
+def word(x) -> str: return str(x) if isinstance(x, str | bool) else number(x)
 
 
 def flat(told: Mapping, at: str = "") -> dict:

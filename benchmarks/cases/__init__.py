@@ -8,7 +8,8 @@ from fnmatch import fnmatch
 from benchmarks.harness import Case
 
 GROUPS = {"silver": "Bronze to silver", "bars": "Bars", "features": "Features in memory", "lake": "Reading a lake",
-          "storage": "What the store costs", "quality": "Row rules", "start": "Starting up", "look": "Charts and explorer"}
+          "storage": "What the store costs", "quality": "Row rules", "start": "Starting up",
+          "look": "Charts and explorer"}
 
 
 def every() -> dict[str, Case]:
@@ -27,5 +28,6 @@ def choose(patterns: list[str]) -> dict[str, Case]:
     "Cases whose names match one of `patterns` (`bars*`); a pattern that matches nothing is an error."
     known = every()
     for p in patterns:
-        if not any(fnmatch(n, p) for n in known): raise SystemExit(f"no case is named {p!r}; there are {', '.join(known)}")
+        if not any(fnmatch(n, p) for n in known):
+            raise SystemExit(f"no case is named {p!r}; there are {', '.join(known)}")
     return {n: c for n, c in known.items() if any(fnmatch(n, p) for p in patterns)} if patterns else known

@@ -145,8 +145,9 @@ CASES = [
          (Side("daedalus_etl", file_ours, OURS), Side("floor", file_floor, FLOOR), Side("polars", file_polars),
           Side("duckdb", file_duckdb, needs=("duckdb",)), Side("pandas", file_pandas, needs=("pandas",))),
          made_tape, "trades"),
-    Case("bars_memory", "60 s bars in memory", "The same from columns in memory. finmlkit's preprocessing (sorting, merging) "
-         "is not counted; its tick and volume bars stand beside, which this package does not make.", "bars", TRADES,
+    Case("bars_memory", "60 s bars in memory", "The same from columns in memory. finmlkit's preprocessing (sorting, "
+         "merging) is not counted; its tick and volume bars stand beside, which this package does not make.", "bars",
+         TRADES,
          (Side("daedalus_etl", memory_ours, OURS), Side("polars", memory_polars),
           Side("duckdb", memory_duckdb, needs=("duckdb",)), Side("pandas", memory_pandas, needs=("pandas",)),
           Side("finmlkit", finmlkit, needs=("finmlkit",))),

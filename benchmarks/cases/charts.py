@@ -1,7 +1,7 @@
 """Charts: the time from a frame to its chart as JSON, and the JSON's size.
 
-The frame is made up once: a day of evenly spaced rows, three features (a random walk, noise, and noise of which three in
-ten are null)."""
+The frame is made up once: a day of evenly spaced rows, three features (a random walk, noise, and noise of which three
+in ten are null)."""
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -55,5 +55,5 @@ def draw(env: Env) -> dict:
     return {"rows": frame.height, "parts": {name: measured(drawn(make)) for name, make in charts(frame).items()}}
 
 
-CASES = [Case("charts", "Charts of a day", "From a frame to a chart's JSON, which is what a browser is sent.", "look", 1_000_000,
-              (Side("daedalus_etl", draw, OURS),))]
+CASES = [Case("charts", "Charts of a day", "From a frame to a chart's JSON, which is what a browser is sent.", "look",
+              1_000_000, (Side("daedalus_etl", draw, OURS),))]

@@ -25,7 +25,8 @@ def lake(env: Env):
                 names = (*COLUMNS, *(f"other_{k}" for k in range(MORE)))
                 columns = {c: rng.normal(size=n).astype(np.float32).astype(float) for c in names}
                 frame = pl.DataFrame({"capture_ts": clock.cast(pl.Datetime("us", "UTC")), **columns})
-                at = Partition.of(exchange="simulated", symbol=f"S{s}-USDT", year=day.year, month=day.month, day=day.day)
+                when = dict(year=day.year, month=day.month, day=day.day)
+                at = Partition.of(exchange="simulated", symbol=f"S{s}-USDT", **when)
                 place = folder / "silver" / "trades" / at.path
                 place.mkdir(parents=True)
                 frame.write_parquet(place / "part-0.parquet", **inputs.WRITER)
@@ -46,7 +47,8 @@ def polars(env: Env) -> int:
 def duckdb(env: Env) -> int:
     import duckdb
     where = f"read_parquet('{lake(env)}/silver/trades/**/*.parquet', hive_partitioning=true)"
-    return duckdb.sql(f"select exchange, symbol, capture_ts, {', '.join(COLUMNS)} from {where}").arrow().read_all().num_rows
+    query = f"select exchange, symbol, capture_ts, {', '.join(COLUMNS)} from {where}"
+    return duckdb.sql(query).arrow().read_all().num_rows
 
 
 def pandas(env: Env) -> int:
@@ -55,7 +57,7 @@ def pandas(env: Env) -> int:
     return len(pd.read_parquet(lake(env) / "silver" / "trades", columns=names))
 
 
-CASES = [Case("read_lake", "Three columns of a lake", f"{SYMBOLS} symbols, {DAYS} days, sixty columns a file; `read` also checks "
-              "the types of every file and puts streams and days in order.", "lake", 6_000_000,
+CASES = [Case("read_lake", "Three columns of a lake", f"{SYMBOLS} symbols, {DAYS} days, sixty columns a file; `read` "
+              "also checks the types of every file and puts streams and days in order.", "lake", 6_000_000,
               (Side("daedalus_etl", ours, OURS), Side("polars", polars), Side("duckdb", duckdb, needs=("duckdb",)),
                Side("pandas", pandas, needs=("pandas",))), lake, quick=60_000)]

@@ -55,7 +55,8 @@ def sample_of(channel: str, said: dict, bronze: Path):
     import polars as pl
     from daedalus_etl.features.frames import feature_frame
     few = pl.scan_parquet(inputs.files(bronze, channel), hive_partitioning=False).head(FEW)
-    trades = pl.scan_parquet(inputs.files(bronze, "trades"), hive_partitioning=False) if channel == "orderbook" else None
+    beside = inputs.files(bronze, "trades") if channel == "orderbook" else None
+    trades = pl.scan_parquet(beside, hive_partitioning=False) if beside else None
     return feature_frame(channel, few, settings(channel, said), trades=trades).collect()
 
 
@@ -81,17 +82,17 @@ CASES = [
     case("trades_silver", "trades", "Trades, five windows", "The trades job with its default columns: flags, returns, "
          "and sums, flow, variance over 5, 15, 60, 300 and 900 s.", TRADES, extra=(reference("trades"),)),
     case("ticker_silver", "ticker", "Quotes", "The ticker job with its default columns.", SNAPSHOTS),
-    case("books_silver", "orderbook", "Books, 20 levels, defaults", "The order book job with its default columns, trades "
-         "beside the books.", SNAPSHOTS, extra=(reference("orderbook"),)),
-    case("books_all", "orderbook", "Books, 20 levels, all families", "All categories (VPIN, Kyle's lambda, regimes too), "
-         "without the per-level columns.", SNAPSHOTS, dict(categories=ALL, levels=False)),
+    case("books_silver", "orderbook", "Books, 20 levels, defaults", "The order book job with its default columns, "
+         "trades beside the books.", SNAPSHOTS, extra=(reference("orderbook"),)),
+    case("books_all", "orderbook", "Books, 20 levels, all families", "All categories (VPIN, Kyle's lambda, regimes "
+         "too), without the per-level columns.", SNAPSHOTS, dict(categories=ALL, levels=False)),
     case("books_levels", "orderbook", "Books, 20 levels, every column", "All categories, and price and size of each "
          "level.", SNAPSHOTS, dict(categories=ALL)),
-    case("books_float32", "orderbook", "Books, 20 levels, Float32", "All categories without per-level columns, stored as "
-         "Float32.", SNAPSHOTS, dict(categories=ALL, levels=False, output_dtype="float32")),
+    case("books_float32", "orderbook", "Books, 20 levels, Float32", "All categories without per-level columns, stored "
+         "as Float32.", SNAPSHOTS, dict(categories=ALL, levels=False, output_dtype="float32")),
     case("books_50", "orderbook", "Books, 50 levels", "All categories without per-level columns, on deep books.",
          SNAPSHOTS // 2, dict(categories=ALL, levels=False), depth=50),
-    case("books_cores", "orderbook", "Books on one core and on two", "The default order book job of one stream, confined "
-         "to some cores: what threads inside a chain gain.", SNAPSHOTS, with_floor=False,
+    case("books_cores", "orderbook", "Books on one core and on two", "The default order book job of one stream, "
+         "confined to some cores: what threads inside a chain gain.", SNAPSHOTS, with_floor=False,
          extra=(core({}, 1), core({}, 2))),
 ]

@@ -16,11 +16,12 @@ def process(*words: str):
     return work
 
 
-def imports(module: str, role: str = "variant") -> Side: return Side(f"import {module}", process("-c", f"import {module}"), role)
+def imports(module: str, role: str = "variant") -> Side:
+    return Side(f"import {module}", process("-c", f"import {module}"), role)
 
 
-CASES = [Case("imports", "Starting a process", "Interpreters that import something and end; `daedalus --help` too. Rows are "
-              "processes.", "start", TIMES,
+CASES = [Case("imports", "Starting a process", "Interpreters that import something and end; `daedalus --help` too. "
+              "Rows are processes.", "start", TIMES,
               (imports("daedalus_etl", OURS), Side("python alone", process("-c", "pass"), FLOOR),
                Side("daedalus --help", process("-m", "daedalus_etl.cli", "--help"), "variant"),
                imports("daedalus_etl.transforms.trades"), imports("daedalus_etl.transforms.bars"),

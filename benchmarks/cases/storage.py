@@ -11,7 +11,7 @@ from benchmarks.harness import FLOOR, OURS, Case, Env, Side
 
 COMMITS = 10             # of a pass
 PARTITIONS = 1_000
-SIZES = {"tiny": (1_000, 20), "small": (10_000, 40), "large": (100_000, 40), "wide": (100_000, 120)}      # rows, columns
+SIZES = {"tiny": (1_000, 20), "small": (10_000, 40), "large": (100_000, 40), "wide": (100_000, 120)}   # rows, columns
 
 
 def frame_of(n: int, columns: int):
@@ -31,8 +31,8 @@ def commits(n: int, columns: int):
     def work(env: Env) -> dict:
         lake = Path(tempfile.mkdtemp(dir=env.scratch))
         frame = env.once("frame", lambda: frame_of(n, columns)).lazy()
-        for k in range(COMMITS): publish(lake, frame, k)
-        return {"rows": COMMITS, "fsyncs": env.once("fsyncs", lambda: fsyncs(lake, frame))}
+        for k in range(env.rows): publish(lake, frame, k)
+        return {"rows": env.rows, "fsyncs": env.once("fsyncs", lambda: fsyncs(lake, frame))}
     return work
 
 
@@ -69,7 +69,7 @@ def bare(n: int, columns: int, *, same: bool):
         folder = Path(tempfile.mkdtemp(dir=env.scratch))
         frame = env.once("frame", lambda: frame_of(n, columns)).lazy()
         more = env.once("more", lambda: fsyncs(folder / "lake", frame) - 2) if same else 0
-        for k in range(COMMITS):
+        for k in range(env.rows):
             for j in range(more // 2):                  # a record as ours: a small file made durable, and its folder
                 (folder / f"{k}.{j}.json").write_bytes(b"x" * 900)
                 fsync_file(folder / f"{k}.{j}.json")
@@ -78,7 +78,7 @@ def bare(n: int, columns: int, *, same: bool):
             frame.sink_parquet(part, **inputs.WRITER, sync_on_close="all")
             os.replace(part, folder / "part-0.parquet")
             fsync_dir(folder)
-        return COMMITS
+        return env.rows
     return work
 
 
@@ -94,11 +94,13 @@ def bronze(env: Env) -> Path:
     def make(root: Path) -> None:
         for k in range(n):
             day = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=k % 100)
-            folder = root / f"exchange=x/symbol=S{k // 100:03}-USDT/year={day.year}/month={day.month:02}/day={day.day:02}"
+            date = f"year={day.year}/month={day.month:02}/day={day.day:02}"
+            folder = root / f"exchange=x/symbol=S{k // 100:03}-USDT/{date}"
             folder.mkdir(parents=True)
             times = [day + timedelta(minutes=3 * i) for i in range(20)]
-            frame = pl.DataFrame({"capture_ts": times, "price": [100.0 + i for i in range(20)], "amount": [1.0] * 20,
-                                  "side": ["buy", "sell"] * 10}, schema_overrides={"capture_ts": pl.Datetime("us", "UTC")})
+            frame = pl.DataFrame(
+                {"capture_ts": times, "price": [100.0 + i for i in range(20)], "amount": [1.0] * 20,
+                 "side": ["buy", "sell"] * 10}, schema_overrides={"capture_ts": pl.Datetime("us", "UTC")})
             frame.write_parquet(folder / "data.parquet")
     return inputs.made(env.data / f"partitions-{n}", make)
 
@@ -107,8 +109,9 @@ def run_over(env: Env, lake: Path, what: str = "execute"):
     from daedalus_etl.core.config import FeatureConfig, InputConfig, OutputConfig, TransformConfig
     from daedalus_etl.core.executor import TransformExecutor
     from daedalus_etl.transforms.trades import TradesFeatureTransform
-    config = TransformConfig(name="trades_features", inputs={"trades": InputConfig(name="trades", path=str(bronze(env)))},
-                             outputs={"silver": OutputConfig(name="silver", path=str(lake / "silver" / "trades"))})
+    config = TransformConfig(
+        name="trades_features", inputs={"trades": InputConfig(name="trades", path=str(bronze(env)))},
+        outputs={"silver": OutputConfig(name="silver", path=str(lake / "silver" / "trades"))})
     executor = TransformExecutor(FeatureConfig(rolling_windows=(60,)), progress=False)
     return getattr(executor, what)(TradesFeatureTransform(config))
 
@@ -139,20 +142,21 @@ def walk(env: Env) -> int:
 
 
 def commit_case(name: str, n: int, columns: int) -> Case:
-    sides = (Side("daedalus_etl", commits(n, columns), OURS), Side("sink, same fsyncs", bare(n, columns, same=True), FLOOR),
+    sides = (Side("daedalus_etl", commits(n, columns), OURS),
+             Side("sink, same fsyncs", bare(n, columns, same=True), FLOOR),
              Side("sink, 2 fsyncs", bare(n, columns, same=False), FLOOR))
-    return Case(f"commit_{name}", f"Commits of {n:,} rows, {columns} columns", "Stage, sync, check, sum, lineage, lock, compare, "
-                "rename, ten times; against a plain sink and rename.", "storage", COMMITS, sides, unit="commits",
-                quick=COMMITS)
+    return Case(f"commit_{name}", f"Commits of {n:,} rows, {columns} columns", "Stage, sync, check, sum, lineage, "
+                "lock, compare, rename, ten times; against a plain sink and rename.", "storage", COMMITS, sides,
+                unit="commits", quick=1)
 
 
 CASES = [
     *(commit_case(name, *size) for name, size in SIZES.items()),
-    Case("noop", "A run with nothing to do", "A run and a plan over partitions that are all up to date, against a walk over both "
-         "trees that asks for every file's status.", "storage", 20 * PARTITIONS,
+    Case("noop", "A run with nothing to do", "A run and a plan over partitions that are all up to date, against a walk "
+         "over both trees that asks for every file's status.", "storage", 20 * PARTITIONS,
          (Side("execute", noop("execute"), OURS), Side("plan", noop("plan"), "variant"), Side("walk", walk, FLOOR)),
          built, "partitions", quick=800),
-    Case("tiny_partitions", "Many tiny partitions", "A first run over partitions of 20 trades: what a unit of work costs beside "
-         "its rows.", "storage", 20 * PARTITIONS, (Side("daedalus_etl", first_run, OURS, passes=1),), bronze, "partitions",
-         quick=800, rounds=1),
+    Case("tiny_partitions", "Many tiny partitions", "A first run over partitions of 20 trades: what a unit of work "
+         "costs beside its rows.", "storage", 20 * PARTITIONS,
+         (Side("daedalus_etl", first_run, OURS, passes=1),), bronze, "partitions", quick=800, rounds=1),
 ]

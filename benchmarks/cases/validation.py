@@ -1,6 +1,7 @@
-"""Row rules: the same trade rules (finite price above 0, finite amount of at least 0, times in range and inside the day)
-by this package's expressions, by dataframely and by pandera, over Parquet: good rows are counted, bad ones kept with their
-reason; without a bad row, and with one in ten thousand."""
+"""Row rules by this package's expressions, by dataframely and by pandera, over Parquet.
+
+They are the same for all: finite price above 0, finite amount of at least 0, times in range and inside the day. Good
+rows are counted, bad ones kept with their reason; there is none, or one in ten thousand."""
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
@@ -94,8 +95,8 @@ def side(rules, bad: bool, *needs: str, role: str = "peer") -> Side:
 
 def case(bad: bool) -> Case:
     title = f"Row rules, {'one bad row in 10 000' if bad else 'no bad row'}"
-    return Case(f"rules_{'bad' if bad else 'clean'}", title, "Rows are checked and counted, bad ones kept with their reason.",
-                "quality", 4_000_000,
+    return Case(f"rules_{'bad' if bad else 'clean'}", title, "Rows are checked and counted, bad ones kept with their "
+                "reason.", "quality", 4_000_000,
                 (side(ours, bad, role=OURS), side(dataframely, bad, "dataframely"), side(pandera, bad, "pandera")),
                 lambda env: source(env, bad), "trades")
 

@@ -57,7 +57,8 @@ def sums_polars(env: Env) -> int:
 
 def sums_pandas(env: Env) -> int:
     import pandas as pd
-    amount = env.once("pandas", lambda: pd.read_parquet(made_tape(env) / "tape.parquet").set_index("capture_ts")["amount"])
+    source = made_tape(env) / "tape.parquet"
+    amount = env.once("pandas", lambda: pd.read_parquet(source).set_index("capture_ts")["amount"])
     for w in WINDOWS: sums = amount.rolling(f"{w}s").sum()
     return len(sums)
 
@@ -128,19 +129,20 @@ def kyle_pandas(env: Env) -> int:
 
 def features(name: str, title: str, what: str, names: tuple[str, ...], peer) -> Case:
     return Case(name, title, what, "features", SNAPSHOTS,
-                (Side("daedalus_etl", ours(names), OURS), Side("pandas", peer, needs=("pandas",))), made_books, "snapshots",
-                quick=3_000)
+                (Side("daedalus_etl", ours(names), OURS), Side("pandas", peer, needs=("pandas",))), made_books,
+                "snapshots", quick=3_000)
 
 
 CASES = [
-    Case("rolling_sums", "Five trailing sums", "Volume over 5, 15, 60, 300 and 900 s at every trade, in memory. The call for "
-         "a frame checks, orders and looks for repeats first; the kernel is what it comes to.", "features", TRADES,
+    Case("rolling_sums", "Five trailing sums", "Volume over 5, 15, 60, 300 and 900 s at every trade, in memory. The "
+         "call for a frame checks, orders and looks for repeats first; the kernel is what it comes to.", "features",
+         TRADES,
          (Side("daedalus_etl, kernel", sums_kernel, OURS), Side("daedalus_etl, frame", sums_frame, "variant"),
           Side("polars", sums_polars), Side("pandas", sums_pandas, needs=("pandas",))), made_tape, "trades"),
-    features("order_flow", "Order flow imbalance", "OFI at the best level and its five trailing sums, from frames of books of "
-             "20 levels; pandas begins with the best level as columns.",
+    features("order_flow", "Order flow imbalance", "OFI at the best level and its five trailing sums, from frames of "
+             "books of 20 levels; pandas begins with the best level as columns.",
              ("ofi", *(f"ofi_sum_{w}s" for w in WINDOWS)), flow_pandas),
     features("vpin", "VPIN", "VPIN as of every book, from frames of books and trades.", ("vpin",), vpin_pandas),
-    features("kyle_lambda", "Kyle's lambda", "Slope of returns on signed volume, seconds of the last five minutes, as of "
-             "every book.", ("kyle_lambda",), kyle_pandas),
+    features("kyle_lambda", "Kyle's lambda", "Slope of returns on signed volume, seconds of the last five minutes, as "
+             "of every book.", ("kyle_lambda",), kyle_pandas),
 ]
