@@ -67,6 +67,7 @@ def script(name: str, quick: bool) -> dict:
     "What benchmarks/<name>.py tells on its last line."
     path = harness.ROOT / "benchmarks" / f"{name}.py"
     if not path.exists(): return {"skipped": f"benchmarks/{name}.py is not there"}
+    if "--json" not in path.read_text(encoding="utf-8"): return {"skipped": f"benchmarks/{name}.py knows no --json"}
     told = harness.last_json([sys.executable, str(path), "--json", *["--quick"] * quick], SCRIPT_TIMEOUT_S)
     return told if set(told) in ({"failed"}, {"skipped"}) else {"result": told}
 
@@ -124,6 +125,13 @@ def page() -> None:
     subprocess.run(["nbdev_clean", "--fname", str(notebook)], check=True, cwd=harness.ROOT)
 
 
+def redraw(folder: Path) -> int:
+    "results.md and the page from results.json as it is."
+    write(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder)
+    page()
+    return 0
+
+
 def options_of(args: argparse.Namespace) -> harness.Options:
     data = Path(args.data or Path(tempfile.gettempdir()) / "daedalus-bench").absolute()
     reference = Path(args.reference).absolute() if args.reference else None
@@ -139,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
     cases, options = choose(wanted) if wanted or not args.case else {}, options_of(args)
     if args.list: return print("\n".join(f"{n:<20} {c.title}" for n, c in cases.items()), *scripts, sep="\n") or 0
     if args.prepare: return prepare(cases, options)
+    if args.redraw: return redraw(harness.ROOT / "benchmarks")
     results = measure(cases, options, scripts) | {"command": said(args), "options": told(options)}
     for w in results["noise"]["warnings"]: print(f"warning: {w}: do not trust wall seconds", file=sys.stderr)
     if args.out: write(results, Path(args.out))

@@ -4,7 +4,7 @@ from __future__ import annotations
 from benchmarks import inputs
 from benchmarks.harness import FLOOR, OURS, Case, Env, Side, measured
 
-TRADES, SECONDS = 4_000_000, 60
+TRADES, SECONDS = 2_000_000, 60
 TICKS, VOLUME = 1000, 50.0        # of a tick bar; base, of a volume bar
 
 
@@ -153,6 +153,6 @@ CASES = [
           Side("finmlkit", finmlkit, needs=("finmlkit",))),
          made_tape, "trades"),
     Case("books_gold", "Bars of books", "The executor over silver books, Parquet to Parquet: bars of 60, 300, 900 and "
-         "3600 s.", "bars", 400_000, (Side("daedalus_etl", gold, OURS),),
+         "3600 s.", "bars", 200_000, (Side("daedalus_etl", gold, OURS),),
          lambda env: inputs.silver_books(env.data, env.rows), "snapshots", quick=3_000),
 ]

@@ -58,6 +58,6 @@ def pandas(env: Env) -> int:
 
 
 CASES = [Case("read_lake", "Three columns of a lake", f"{SYMBOLS} symbols, {DAYS} days, sixty columns a file; `read` "
-              "also checks the types of every file and puts streams and days in order.", "lake", 6_000_000,
+              "also checks the types of every file and puts streams and days in order.", "lake", 3_000_000,
               (Side("daedalus_etl", ours, OURS), Side("polars", polars), Side("duckdb", duckdb, needs=("duckdb",)),
                Side("pandas", pandas, needs=("pandas",))), lake, quick=60_000)]

@@ -77,7 +77,7 @@ def core(said: dict, n: int | None) -> Side:
 
 
 QUICK = {"trades": 20_000, "ticker": 3_000, "orderbook": 3_000}
-TRADES, SNAPSHOTS = 4_000_000, 400_000
+TRADES, SNAPSHOTS = 2_000_000, 200_000
 CASES = [
     case("trades_silver", "trades", "Trades, five windows", "The trades job with its default columns: flags, returns, "
          "and sums, flow, variance over 5, 15, 60, 300 and 900 s.", TRADES, extra=(reference("trades"),)),
@@ -87,11 +87,12 @@ CASES = [
     case("books_all", "orderbook", "Books, 20 levels, all families", "All categories (VPIN, Kyle's lambda, regimes "
          "too), without the per-level columns.", SNAPSHOTS, dict(categories=ALL, levels=False)),
     case("books_levels", "orderbook", "Books, 20 levels, every column", "All categories, and price and size of each "
-         "level.", SNAPSHOTS, dict(categories=ALL)),
+         "level.", SNAPSHOTS, dict(categories=ALL), rounds=2),
     case("books_float32", "orderbook", "Books, 20 levels, Float32", "All categories without per-level columns, stored "
-         "as Float32.", SNAPSHOTS, dict(categories=ALL, levels=False, output_dtype="float32")),
+         "as Float32.", SNAPSHOTS, dict(categories=ALL, levels=False, output_dtype="float32"),
+         rounds=2),
     case("books_50", "orderbook", "Books, 50 levels", "All categories without per-level columns, on deep books.",
-         SNAPSHOTS // 2, dict(categories=ALL, levels=False), depth=50),
+         SNAPSHOTS // 2, dict(categories=ALL, levels=False), depth=50, rounds=2),
     case("books_cores", "orderbook", "Books on one core and on two", "The default order book job of one stream, "
          "confined to some cores: what threads inside a chain gain.", SNAPSHOTS, with_floor=False,
          extra=(core({}, 1), core({}, 2))),

@@ -96,7 +96,7 @@ def side(rules, bad: bool, *needs: str, role: str = "peer") -> Side:
 def case(bad: bool) -> Case:
     title = f"Row rules, {'one bad row in 10 000' if bad else 'no bad row'}"
     return Case(f"rules_{'bad' if bad else 'clean'}", title, "Rows are checked and counted, bad ones kept with their "
-                "reason.", "quality", 4_000_000,
+                "reason.", "quality", 2_000_000,
                 (side(ours, bad, role=OURS), side(dataframely, bad, "dataframely"), side(pandera, bad, "pandera")),
                 lambda env: source(env, bad), "trades")
 
