@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks import cost, harness, report
 from benchmarks.cases import choose
+from daedalus_etl.core.errors import ConfigError, DaedalusError
 from daedalus_etl.runners.bench import add_flags
 
 SCHEMA = 1
@@ -135,6 +136,8 @@ def redraw(folder: Path) -> int:
 def options_of(args: argparse.Namespace) -> harness.Options:
     data = Path(args.data or Path(tempfile.gettempdir()) / "daedalus-bench").absolute()
     reference = Path(args.reference).absolute() if args.reference else None
+    if odd := [p for p in args.python if "=" not in p]:
+        raise ConfigError(f"--python {odd[0]}", expected="NAME=PATH, such as finmlkit=/venvs/finmlkit/bin/python")
     pythons = dict(p.split("=", 1) for p in args.python)
     return harness.Options(data, args.quick, args.rounds, reference, pythons)
 
@@ -173,7 +176,11 @@ def told(options: harness.Options) -> dict:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    return run(add_flags(parser).parse_args(argv))
+    args = add_flags(parser).parse_args(argv)
+    try: return run(args)
+    except DaedalusError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import ceil
 
-CORES = (1, 16, 128)
+CORES = (1, 16, 50, 128)
 HOUR_S = 3600.0
 #: requests to an object store for a symbol and day: its folders are listed, its inputs and the state of the day before
 #: are fetched, and data, state and lineage are put, for silver and for bars of four lengths

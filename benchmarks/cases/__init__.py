@@ -29,5 +29,7 @@ def choose(patterns: list[str]) -> dict[str, Case]:
     known = every()
     for p in patterns:
         if not any(fnmatch(n, p) for n in known):
-            raise SystemExit(f"no case is named {p!r}; there are {', '.join(known)}")
+            from daedalus_etl.core.errors import ConfigError, did_you_mean
+            raise ConfigError(f"no case is named {p!r}", expected="a name or pattern of those that --list shows",
+                              fix=did_you_mean(p, list(known)))
     return {n: c for n, c in known.items() if any(fnmatch(n, p) for p in patterns)} if patterns else known

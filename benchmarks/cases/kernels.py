@@ -166,8 +166,8 @@ def kernel_case(depth: int) -> Case:
                                                   trades=False), "variant"),
              Side("with per-level columns", kernels(depth, dict(categories=ALL)), "variant"))
     return Case(f"book_kernels_{depth}", f"Book kernels, {depth} levels", "Books in memory to arrays of columns: no "
-                "Parquet, no frames.", "features", SNAPSHOTS // (1 if depth == 20 else 2), sides, books(depth), "snapshots",
-                quick=3_000, rounds=2)
+                "Parquet, no frames.", "features", SNAPSHOTS if depth == 20 else SNAPSHOTS // 2, sides, books(depth),
+                "snapshots", quick=3_000, rounds=2)
 
 
 CASES = [
