@@ -94,8 +94,13 @@ def measure(cases: Mapping, options: harness.Options, scripts: list[str]) -> dic
     results = {"schema": SCHEMA, "quick": options.quick, "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
                "provisional": options.quick or bool(noise["warnings"]), "commit": commit(), "machine": machine(),
                "versions": versions(options.pythons), "noise": noise, "cases": done, "scripts": told}
-    told_cost = cost.measured_of(results)
-    return results | {"cost": cost.estimate(told_cost) if told_cost else None}
+    return results | {"cost": cost_of(results)}
+
+
+def cost_of(results: Mapping) -> dict | None:
+    "The model over what was measured; a quick run has measured nothing."
+    measured = None if results["quick"] else cost.measured_of(results)
+    return cost.estimate(measured) if measured else None
 
 
 def write(results: Mapping, out: Path) -> None:
@@ -128,7 +133,8 @@ def page() -> None:
 
 def redraw(folder: Path) -> int:
     "results.md and the page from results.json as it is."
-    write(json.loads((folder / "results.json").read_text(encoding="utf-8")), folder)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    write(results | {"cost": cost_of(results)}, folder)
     page()
     return 0
 

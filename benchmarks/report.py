@@ -102,7 +102,7 @@ def machine_markdown(results: Mapping) -> str:
 
 def cost_markdown(cost: Mapping | None) -> str:
     "The cost model's tables."
-    if cost is None: return "This run lacks a case that the model needs."
+    if cost is None: return "*This run is no ground for the model: it was a quick one, or lacks a case that is needed.*"
     plan, m = cost["plan"], cost["measured"]
     def between(w): return f"{number(w['low'])} .. {number(w['high'])}"
     lines = [[c, str(w["chains"]), str(w["cores_a_chain"]), number(w["hours"]), between(w), number(w["core_hours"]),

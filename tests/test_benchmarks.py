@@ -313,7 +313,7 @@ def test_the_model_reads_results():
 def test_committed_results_have_the_schema_and_every_case():
     results = json.loads(RESULTS.read_text())
     check_schema(results)
-    assert set(results["cases"]) == set(every()) and results["cost"] is not None
+    assert set(results["cases"]) == set(every()) and (results["cost"] is not None or results["quick"])
     assert [f"{n}/{s}" for n, c in results["cases"].items() for s, v in c["sides"].items() if "failed" in v] == []
 
 
