@@ -304,7 +304,7 @@ def test_the_model_reads_results():
     assert told.seconds == (2.5, 4.0, 5.5) and told.speedup == 1.5 and told.overhead_s is None
     assert (told.bronze_mb, told.silver_mb, told.gold_mb) == (200.0, 300.0, 2.0)
     cases["books_cores"]["sides"] = {"1 core": {"skipped": "no"}, "2 cores": {"skipped": "no"}}
-    assert cost.measured_of({"cases": cases}).seconds == (5.5, 7.0, 8.5)
+    assert cost.measured_of({"cases": cases}).seconds == pytest.approx((5.5, 7.0, 8.5))
     assert cost.measured_of({"cases": {}}) is None
 
 
