@@ -21,12 +21,11 @@ from pathlib import Path
 
 from benchmarks import cost, harness, report
 from benchmarks.cases import choose
+from benchmarks.scripts import SCRIPTS, script
 from daedalus_etl.core.errors import ConfigError, DaedalusError
 from daedalus_etl.runners.bench import add_flags
 
 SCHEMA = 1
-SCRIPTS = ("memory", "partitions", "cluster")        # each stands for itself and prints one JSON object last
-SCRIPT_TIMEOUT_S = 600.0
 LIBRARIES = ("daedalus_etl", "polars", "pyarrow", "numba", "numpy", "altair", "duckdb", "pandas", "dataframely",
              "pandera", "finmlkit", "distributed", "obstore")
 
@@ -62,15 +61,6 @@ def commit() -> str | None:
         return subprocess.run(["git", *words], cwd=harness.ROOT, capture_output=True, text=True, check=True).stdout
     try: return git("rev-parse", "--short", "HEAD").strip() + "+" * bool(git("status", "--porcelain", "-uno").strip())
     except (OSError, subprocess.CalledProcessError): return None
-
-
-def script(name: str, quick: bool) -> dict:
-    "What benchmarks/<name>.py tells on its last line."
-    path = harness.ROOT / "benchmarks" / f"{name}.py"
-    if not path.exists(): return {"skipped": f"benchmarks/{name}.py is not there"}
-    if "--json" not in path.read_text(encoding="utf-8"): return {"skipped": f"benchmarks/{name}.py knows no --json"}
-    told = harness.last_json([sys.executable, str(path), "--json", *["--quick"] * quick], SCRIPT_TIMEOUT_S)
-    return told if set(told) in ({"failed"}, {"skipped"}) else {"result": told}
 
 
 def measure(cases: Mapping, options: harness.Options, scripts: list[str]) -> dict:

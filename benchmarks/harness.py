@@ -121,17 +121,24 @@ def python_of(side: Side, options: Options) -> str:
     return options.pythons.get(side.name, sys.executable)
 
 
-def last_json(command: Sequence[str], timeout_s: float | None = None) -> dict:
-    "The JSON object on the last line that a command prints; `failed` with its last words if it fails."
+def output(command: Sequence[str], timeout_s: float | None = None) -> str | dict:
+    "What a command prints; `failed` with its last words if it fails."
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
                               timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as e: return {"failed": f"{type(e).__name__}: {e}"[-TAIL:]}
     if done.returncode: return {"failed": done.stderr.strip()[-TAIL:] or f"exit code {done.returncode}"}
-    try: said = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError): return {"failed": f"no JSON on the last line: {done.stdout[-TAIL:]!r}"}
-    return said if isinstance(said, dict) else {"failed": f"no JSON object: {said!r}"[-TAIL:]}
+    return done.stdout
+
+
+def last_json(command: Sequence[str]) -> dict:
+    "The JSON object on the last line that a command prints; `failed` with its last words if it fails."
+    said = output(command)
+    if isinstance(said, dict): return said
+    try: found = json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError): return {"failed": f"no JSON on the last line: {said[-TAIL:]!r}"}
+    return found if isinstance(found, dict) else {"failed": f"no JSON object: {found!r}"[-TAIL:]}
 
 
 # ---- rounds

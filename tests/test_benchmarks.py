@@ -16,6 +16,7 @@ from benchmarks import cost, harness, report
 from benchmarks.cases import choose, every
 from benchmarks.harness import FLOOR, OURS, Case, Env, Options, Side, Skip
 from benchmarks.reference import load
+from benchmarks.scripts import SCRIPTS, figures
 from daedalus_etl.core.errors import ConfigError, InputNotFoundError
 from daedalus_etl.runners import bench
 
@@ -191,6 +192,15 @@ def test_last_json_tells_failures():
     assert "FileNotFoundError" in harness.last_json(["/no/such/python"])["failed"]
 
 
+@pytest.mark.parametrize("text, found", [
+    ('words\n{"a": 1}', {"a": 1}), ('{\n "a": {\n  "b": 2\n }\n}', {"a": {"b": 2}}),
+    ('{"n": 1, "x": 2}\n{"n": 5, "x": 3}\n\na table', {"n 1": {"n": 1, "x": 2}, "n 5": {"n": 5, "x": 3}}),
+    ("threads, 1 worker(s), first run: 1,000 partitions in 8.1 s; 8.13 ms wall, 7.50 ms CPU each",
+     {"threads, 1 worker(s), first run": {"partitions": 1000.0, "wall_ms": 8.13, "cpu_ms": 7.5}}),
+    ("nothing of use", {}), ("", {})])
+def test_figures_of_scripts(text, found): assert figures(text) == found
+
+
 # ---- the reference implementation, from a path
 
 FAKE = {"core/executor.py": """
@@ -303,6 +313,8 @@ def test_the_model_reads_results():
     told = cost.measured_of({"cases": cases})
     assert told.seconds == (2.5, 4.0, 5.5) and told.speedup == 1.5 and told.overhead_s is None
     assert (told.bronze_mb, told.silver_mb, told.gold_mb) == (200.0, 300.0, 2.0)
+    told = {"cluster": {"result": {"cost of a unit": {"noop ms/unit": 3.0, "tiny extra ms/unit": 8.0}}}}
+    assert cost.measured_of({"cases": cases, "scripts": told}).overhead_s == 0.008
     cases["books_cores"]["sides"] = {"1 core": {"skipped": "no"}, "2 cores": {"skipped": "no"}}
     assert cost.measured_of({"cases": cases}).seconds == pytest.approx((5.5, 7.0, 8.5))
     assert cost.measured_of({"cases": {}}) is None
@@ -338,7 +350,7 @@ def test_front_lists_cases():
     done = subprocess.run([sys.executable, "-m", "daedalus_etl.cli", "bench", "--list"], capture_output=True, text=True,
                           cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 0, done.stderr
-    assert {line.split()[0] for line in done.stdout.splitlines()} == {*every(), "memory", "partitions", "cluster"}
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {*every(), *SCRIPTS}
 
 
 def test_flags_of_both_fronts_are_the_same():
