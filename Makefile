@@ -47,5 +47,5 @@ docs: $(READY)  ## the site, in _docs (needs quarto)
 	@$(RUN) python tools/readme.py && touch README.md    # nbdev_docs writes an older README.md anew, in quarto's form
 	@$(RUN) nbdev_docs
 
-bench: $(BENCH)  ## side-by-side runs against peers and the I/O floor
-	@$(RUN) python benchmarks/run.py $(ARGS)
+bench: $(BENCH)  ## all cases beside peers and the I/O floor (ARGS="--case bars*", ARGS=--quick, ARGS="--out benchmarks --page")
+	@$(RUN) python -m benchmarks $(ARGS)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from . import __version__
 from .runners import (
-    jobs, look, maintenance, run_bars, run_orderbook_features, run_ticker_features, run_trades_features)
+    bench, jobs, look, maintenance, run_bars, run_orderbook_features, run_ticker_features, run_trades_features)
 from .runners.options import BAR_FLAGS, BOOK_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
@@ -90,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
                               ).set_defaults(job=job)
     about = look.explore.__doc__
     look.add_flags(commands.add_parser("explore", help=about, description=about)).set_defaults(job=look.explore)
+    about = bench.bench.__doc__
+    bench.add_flags(commands.add_parser("bench", help=about, description=about)).set_defaults(job=bench.bench)
     return top
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,32 +1,37 @@
-"""How long a click in the explorer takes: `python benchmarks/explorer.py [rows]`, on a day of 864 000 rows by default.
+"""How long a click in the explorer takes, on a day of 864 000 rows.
 
-The kernel's side alone, from the click to the chart's specification: medians of five different clicks, wall time. What
-the browser takes to draw comes on top. A day of silver trades features and of bronze books is made in a temporary
-folder."""
-import sys
-import tempfile
+The kernel's side alone, from the click to the chart's specification: the first click on a tab, and the median of five
+different ones that follow. What the browser takes to draw comes on top."""
+from __future__ import annotations
+
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
-import numpy as np
-import polars as pl
+from benchmarks import inputs
+from benchmarks.harness import OURS, Case, Env, Side
 
-from daedalus_etl.core.levels import LEVELS
-from daedalus_etl.explore.widgets import PartitionExplorer
+if TYPE_CHECKING:
+    import polars as pl
+    from daedalus_etl.explore.widgets import PartitionExplorer
 
 ROWS, COLUMNS, LEVELS_A_SIDE, REPEATS = 864_000, 60, 20, 5
-START = datetime(2026, 1, 14, tzinfo=UTC)
+START = inputs.DAY
 
 
 def clock(n: int, day: int) -> pl.Series:
+    import numpy as np
+    import polars as pl
     at = (START + timedelta(days=day)).timestamp() * 1e6 + np.arange(n) * (86_400e6 / n)
     return pl.Series("capture_ts", at.astype(np.int64)).cast(pl.Datetime("us", "UTC"))
 
 
 def silver(n: int, day: int, rng) -> pl.DataFrame:
     "A price and features at random, some with nulls."
+    import numpy as np
+    import polars as pl
     windows = [f"{name}_{w}s" for w in (5, 15, 60, 300, 900) for name in
                ("vwap", "volume", "dollar_volume", "trade_count", "buy_ratio", "tfi", "realized_var")]
     names = [*windows, *(f"own_{i}" for i in range(COLUMNS - len(windows)))]
@@ -37,6 +42,9 @@ def silver(n: int, day: int, rng) -> pl.DataFrame:
 
 def books(n: int, day: int, rng) -> pl.DataFrame:
     "Books of `LEVELS_A_SIDE` levels around a price that wanders."
+    import numpy as np
+    import polars as pl
+    from daedalus_etl.core.levels import LEVELS
     mid = np.round(100 + np.cumsum(rng.normal(0, 1e-3, n)), 2)
     steps = 0.01 * (1 + np.arange(LEVELS_A_SIDE))
     def side(sign):
@@ -46,16 +54,19 @@ def books(n: int, day: int, rng) -> pl.DataFrame:
     return pl.DataFrame({"capture_ts": clock(n, day), "bids": side(-1), "asks": side(1)})
 
 
-def lake(folder: Path, n: int) -> Path:
-    rng = np.random.default_rng(7)
-    for day in (0, 1):
-        leaf = f"exchange=simulated/symbol=BTC-USDT/year=2026/month=01/day={14 + day}"
-        made = {"silver/trades": silver(n, day, rng), "bronze/orderbook": books(n, day, rng)}
-        for dataset, frame in made.items():
-            path = folder / dataset / leaf / "part-0.parquet"
-            path.parent.mkdir(parents=True)
-            frame.write_parquet(path, row_group_size=100_000)
-    return folder
+def lake(env: Env) -> Path:
+    "Two days of silver trades features and of bronze books."
+    def make(folder: Path) -> None:
+        import numpy as np
+        rng = np.random.default_rng(7)
+        for day in (0, 1):
+            leaf = f"exchange=simulated/symbol=BTC-USDT/year=2026/month=01/day={14 + day}"
+            parts = {"silver/trades": silver(env.rows, day, rng), "bronze/orderbook": books(env.rows, day, rng)}
+            for dataset, frame in parts.items():
+                path = folder / dataset / leaf / "part-0.parquet"
+                path.parent.mkdir(parents=True)
+                frame.write_parquet(path, row_group_size=100_000)
+    return inputs.made(env.data / f"explorer-{env.rows}", make)
 
 
 def timed(explorer: PartitionExplorer, title: str, clicks: list) -> tuple[float, float]:
@@ -72,7 +83,7 @@ def timed(explorer: PartitionExplorer, title: str, clicks: list) -> tuple[float,
 def titles(explorer: PartitionExplorer) -> list[str]: return [p.title for p in explorer.panels]
 
 
-def cases(explorer: PartitionExplorer) -> dict[tuple[str, str], list]:
+def clicks_of(explorer: PartitionExplorer) -> dict[tuple[str, str], list]:
     "(tab, what is clicked) -> clicks."
     control, panels = explorer.controls, dict(zip(titles(explorer), explorer.panels))
     def sets(widget, *values, name="value"): return [lambda v=v: setattr(widget, name, v) for v in values]
@@ -91,14 +102,16 @@ def cases(explorer: PartitionExplorer) -> dict[tuple[str, str], list]:
         ("Quality", "another feature"): features}
 
 
-def main(n: int = ROWS) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        explorer = PartitionExplorer(lake(Path(folder), n))
-        print(f"{n:,} rows, {COLUMNS + 2} columns, books of {LEVELS_A_SIDE} levels; seconds of wall time")
-        print(f"{'':40}{'first':>8}{'then':>8}")
-        for (title, what), clicks in cases(explorer).items():
-            first, then = timed(explorer, title, clicks)
-            print(f"{title + ': ' + what:40}{first:8.2f}{then:8.2f}", flush=True)
+def click(env: Env) -> dict:
+    "All clicks, each kind as a part with its first and its later ones."
+    from daedalus_etl.explore.widgets import PartitionExplorer
+    explorer, parts = PartitionExplorer(lake(env)), {}
+    for (title, what), clicks in clicks_of(explorer).items():
+        first, then = timed(explorer, title, clicks)
+        parts[f"{title}: {what}"] = {"wall": then, "first": first}
+    return {"rows": env.rows, "parts": parts}
 
 
-if __name__ == "__main__": main(*map(int, sys.argv[1:]))
+CASES = [Case("explorer", "Clicks in the explorer", "From the click to the chart's specification, on a day of 864 000 "
+              "rows and 62 columns with books of 20 levels.", "look", ROWS,
+              (Side("daedalus_etl", click, OURS, passes=1),), lake, quick=20_000, rounds=1)]
