@@ -16,7 +16,7 @@ FLOORS = [
     (2, ["features"]),                                             # never storage: features know no paths
     (4, ["transforms"]),
     (3, ["core.coming", "core.executor", "core.fit", "core.outputs", "core.pipeline", "core.plan", "core.progress",
-         "core.rest", "core.retry", "core.step", "core.unit"]),         # knows no formula
+         "core.recount", "core.rest", "core.retry", "core.step", "core.unit"]),  # knows no formula
     (6, ["sources", "explore"]),
     (7, ["runners", "cli", "frames", "lake"]),
 ]

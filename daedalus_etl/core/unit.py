@@ -121,8 +121,8 @@ def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConf
     if contract: check_limits(pf, config.limits, fmt)       # files of others; our own are what we made them
     pf, aside = _readable(pf, contract, config)
     with reading(pf, contract, fmt):
-        rows = pl.LazyFrame(schema=contract.schema)
-        if pf.files: rows = scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows)
+        rows = (scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows) if pf.files
+                else pl.LazyFrame(schema=contract.schema))
         found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
     judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
     return replace(found, files=pf, aside=aside)
