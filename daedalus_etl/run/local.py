@@ -152,7 +152,7 @@ class LocalPool:
 
     def run(self, chains: Sequence[tuple[Any, Sequence[Any]]], step: Callable, finish: Callable, *, stop: Event,
             told: Told) -> list[list[UnitReport]]:
-        "See `Pool.run`."
+        "The reports of each chain's units, in their order; of a run that was stopped, those of the finished ones."
         return _Course(self, chains, step, finish, stop, told).go()
 
     def start(self, chains: int) -> Executor:
@@ -173,15 +173,18 @@ class Threads(LocalPool):
 class Processes(LocalPool):
     "Chains on processes of this machine, started afresh."
     def start(self, chains: int) -> Executor:
+        "Processes for so many chains; each starts when it gets its first step."
         workers = max(1, min(self.in_flight, chains))
         threads = max(2, (os.cpu_count() or 1) // workers)      # of polars, in each of them
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (threads,))
 
     def restart(self, executor: Executor, chains: int) -> Executor:
+        "New processes instead of those of which one died."
         self.end(executor)
         return self.start(chains)
 
     def end(self, executor: Executor, *, at_once: bool = False) -> None:
+        "Let the processes end; `at_once`: in the middle of what they do."
         workers = list((getattr(executor, "_processes", None) or {}).values())
         if at_once:
             for w in workers: w.kill()
@@ -193,8 +196,13 @@ class Borrowed(LocalPool):
         super().__init__(in_flight or getattr(executor, "_max_workers", None) or os.cpu_count() or 1)
         self.executor = executor
 
-    def start(self, chains: int) -> Executor: return self.executor
-    def end(self, executor: Executor, *, at_once: bool = False) -> None: return None
+    def start(self, chains: int) -> Executor:
+        "The executor that was given."
+        return self.executor
+
+    def end(self, executor: Executor, *, at_once: bool = False) -> None:
+        "Nothing: who has made the executor ends it."
+        return None
 
 def _begin_worker(threads: int) -> None:
     "In a new worker process: its number of polars' threads, no Ctrl-C, and an end with its parent."
