@@ -63,6 +63,7 @@ class _Course:
         try:
             while True:
                 while not self.stop.is_set() and (line := self._next()): self._submit(line)
+                if self.stop.is_set(): self._withdraw()
                 if not self.running: break
                 self._collect()
         except BaseException:
@@ -75,11 +76,18 @@ class _Course:
     def _drain(self) -> None:
         "Something is wrong with the run itself: what is under way comes to its end, and nothing else is begun."
         self.stop.set()
+        self._withdraw()
         at_once = True
         try:
             wait(self.running)
             at_once = False
+            for future, line in self.running.items():
+                if future.exception() is None: self._went_on(line, future.result())
         finally: self.pool.end(self.executor, at_once=at_once)
+
+    def _withdraw(self) -> None:
+        "Take back what an executor of others has not begun."
+        for future in [f for f in self.running if f.cancel()]: del self.running[future]
 
     def _next(self) -> _Line | None:
         if self.suspects: return None if self.running else self.suspects.pop()
@@ -111,7 +119,9 @@ class _Course:
 
     def _went_on(self, line: _Line, result: tuple[UnitReport, Any] | None) -> None:
         line.suspect, line.losses = False, 0
-        if result is None: return                       # the chain was at its end
+        if result is None:                              # the chain was at its end: its last state is let go
+            line.before = None
+            return
         report, line.before = result
         line.reports.append(report)
         self.waiting.append(line)
