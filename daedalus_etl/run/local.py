@@ -186,7 +186,7 @@ class Processes(LocalPool):
         "Processes for so many chains; each starts when it gets its first step."
         workers = max(1, min(self.in_flight, chains))
         threads = max(2, (os.cpu_count() or 1) // workers)      # of polars, in each of them
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (threads,))
+        return _Workers(workers, multiprocessing.get_context("spawn"), _begin_worker, (threads,))
 
     def restart(self, executor: Executor, chains: int) -> Executor:
         "New processes instead of those of which one died."
@@ -213,6 +213,13 @@ class Borrowed(LocalPool):
     def end(self, executor: Executor, *, at_once: bool = False) -> None:
         "Nothing: who has made the executor ends it."
         return None
+
+class _Workers(ProcessPoolExecutor):
+    "Processes that begin deaf to Ctrl-C: they inherit what is blocked when they are started, which is in `submit`."
+    def submit(self, *args, **kwargs) -> Future:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try: return super().submit(*args, **kwargs)
+        finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 def _begin_worker(threads: int) -> None:
     "In a new worker process: its number of polars' threads, no Ctrl-C, and an end with its parent."
