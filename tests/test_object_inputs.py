@@ -17,7 +17,7 @@ from daedalus_etl.core.errors import (
     ConfigError, CorruptFileError, EmptyMatchError, InputChangedError, InputNotFoundError, PartitionError,
     StaleStateError, StorageError)
 from daedalus_etl.lake import read
-from daedalus_etl.storage import spool
+from daedalus_etl.storage import buckets, objects, spool
 from daedalus_etl.storage.commit import Dataset
 from daedalus_etl.storage.dataset import scan, scan_partition
 from daedalus_etl.storage.fresh import stale_partitions
@@ -254,6 +254,21 @@ def test_an_object_that_never_stands_still_fails_its_unit(bronze, bucket, tmp_pa
         run(lakes.trades(f"{bucket}/trades", tmp_path / "lake"))
 
 
+def test_runs_whose_answers_are_lost_publish_the_same(bronze, bucket, tmp_path, store_server, monkeypatch):
+    "Each put is done, and for every second one the store's answer does not arrive: it is repeated, and meets itself."
+    run(lakes.trades(bronze, tmp_path / "lake"))
+    n = [0]
+    def loses(method, path):
+        n[0] += method == "PUT" and "doctor" not in path
+        return method == "PUT" and "doctor" not in path and n[0] % 2 == 1
+    with Proxy(store_server, loses=loses) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        assert statuses(run(lakes.trades(bronze, f"{bucket}/lake"))) == ["written"] * 2
+    for day in (8, 9):
+        name = f"silver/trades/{leaf(day)}/part-0.parquet"
+        assert objects.read(f"{bucket}/lake/{name}") == (tmp_path / "lake" / name).read_bytes()
+
+
 def test_damage_names_the_object(bronze, bucket, tmp_path):
     upload(bronze, f"{bucket}/trades")
     whole = Path(bronze, leaf(8), "a.parquet").read_bytes()
@@ -297,6 +312,17 @@ def test_wrong_keys_are_a_short_error(bronze, bucket, tmp_path, store_server, mo
         with pytest.raises(StorageError, match="refuses access: 403.*AWS_SECRET_ACCESS_KEY") as e:
             run(lakes.trades(f"{bucket}/trades", tmp_path / "lake"))
     assert CANARY not in str(e.value)
+
+
+def test_a_store_that_fails_for_longer_than_requests_are_repeated(bronze, bucket, tmp_path, store_server, monkeypatch):
+    upload(bronze, f"{bucket}/trades")
+    monkeypatch.setattr(buckets, "RETRIES", 0)
+    left = [(503, b"<Error><Code>SlowDown</Code></Error>")] * 2
+    def answer(method, path): return left.pop() if left and path.endswith("b.parquet") else None
+    with Proxy(store_server, answer=answer) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        assert statuses(run(lakes.trades(f"{bucket}/trades", tmp_path / "lake"))) == ["written"] * 2
+    assert left == []
 
 
 # ---------------------------------------------------------------------------------------------- scans
@@ -380,3 +406,13 @@ def test_what_was_made_before_its_beginning_is_gone_is_stale(lake):
     remove(f"{there}/silver/trades/{leaf(8)}/part-0.parquet")
     [(partition, why)] = stale_partitions(ObjectDataset(there, "silver/trades"))
     assert str(partition) == leaf(9) and "the partition before it" in why
+
+
+# ---------------------------------------------------------------------------------------------- other stores
+
+def test_a_run_reads_what_fsspec_reaches(bronze, tmp_path):
+    url = upload(bronze, f"memory://{tmp_path.name}/trades")
+    run(lakes.trades(bronze, tmp_path / "here"))
+    run(lakes.trades(url, tmp_path / "there"))
+    assert_frame_equal(rows(tmp_path / "here"), rows(tmp_path / "there"))
+    with pytest.raises(ConfigError, match="cannot be scanned where they lie"): scan(url)

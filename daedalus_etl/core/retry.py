@@ -8,6 +8,7 @@ import errno
 import random
 import re
 from .errors import DaedalusError, InputChangedError, StorageError
+from ..storage.urls import Unreachable
 
 # %% auto #0
 __all__ = ['PASSING', 'TRIES', 'FIRST_S', 'LONGEST_S', 'CHANGED_TRIES', 'CHANGED_S', 'is_transient', 'wait_before']
@@ -31,6 +32,7 @@ _WORDS = re.compile(
 
 def is_transient(error: BaseException) -> bool:
     "Whether the fault may be gone by itself in a moment: never for a wrong file, a full disk, or a bug."
+    if isinstance(error, Unreachable): return True
     if isinstance(error, DaedalusError):
         if isinstance(error, StorageError) and getattr(error.__cause__, "errno", None) == errno.EIO: return False
         return error.__cause__ is not None and is_transient(error.__cause__)

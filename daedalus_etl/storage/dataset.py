@@ -67,6 +67,9 @@ def _corrupt_parquet(path: str, error: BaseException) -> DaedalusError:
 
 def parquet_schema(path: str) -> dict[str, pl.DataType]:
     "The schema in a Parquet file's footer; CorruptFileError, with the file's first bytes, if there is none."
+    if is_url(path) and not objects.is_conditional(path):       # no bucket, but something that fsspec reaches
+        raise ConfigError("files on this kind of store cannot be scanned where they lie", path=path,
+                          expected="s3://, gs:// or az://", fix="Let a transform read it, or copy it first.")
     try: return dict(pl.read_parquet_schema(path))
     except _POLARS_FAULTS as e: raise _corrupt_parquet(path, e) from e
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, lru_cache, total_ordering
@@ -16,9 +18,9 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 # %% auto #0
-__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'SURVEY_LIMIT', 'encode_value',
-           'decode_value', 'Partition', 'PartitionFiles', 'check_sizes', 'discover', 'DELTA_LOG', 'FileInfo',
-           'is_delta', 'refuse_delta']
+__all__ = ['NULL_PARTITION', 'VALUES', 'MAX_ENCODED_BYTES', 'TIME_KEYS', 'SUFFIXES', 'Items', 'LISTERS', 'SURVEY_LIMIT',
+           'encode_value', 'decode_value', 'Partition', 'PartitionFiles', 'check_sizes', 'discover', 'DELTA_LOG',
+           'FileInfo', 'is_delta', 'refuse_delta']
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #c082f0c9
 from ..core.enums import DataFormat
@@ -26,7 +28,7 @@ from ..core.errors import CorruptFileError, EmptyMatchError, PartitionError, did
 from ..core.filters import FilterSpec, sanitize_symbol
 from .listing import (
     DELTA_LOG, FileInfo, Folder, checked_root, file_info, is_delta, is_same, list_entries, names_in, refuse_delta)
-from .objects import ObjectInfo
+from .objects import ObjectInfo, is_url
 
 # %% ../../nbs/10_storage/00_partitions.ipynb #9d56ec45
 _all_ = ["DELTA_LOG", "FileInfo", "is_delta", "refuse_delta"]
@@ -214,6 +216,7 @@ SUFFIXES = {
     DataFormat.CSV: (".csv", ".csv.gz"),
 }
 Items = tuple[tuple[str, str], ...]
+LISTERS = 8             # folders of a store that are listed at a time
 
 def _keeps(spec: FilterSpec | None, items: Items, key: str, value: str) -> bool:
     "Does the filter keep anything below the folder `key=value` under `items`?"
@@ -257,9 +260,29 @@ def _check_twins(kept: list[tuple[str, Items]]) -> None:
 def _walk(folder: str, items: Items, spec: FilterSpec | None, suffixes: tuple[str, ...]) \
         -> Iterator[tuple[str, Items, Sequence[os.DirEntry | ObjectInfo]]]:
     "(folder, keys, data files) of every kept folder that holds data files, depth first."
-    folders, files = list_entries(folder, suffixes)
+    if not is_url(folder): yield from _walk_listed(list_entries(folder, suffixes), folder, items, spec, suffixes, None)
+    else:
+        with ThreadPoolExecutor(LISTERS) as pool:
+            yield from _walk_listed(list_entries(folder, suffixes), folder, items, spec, suffixes, pool)
+
+def _walk_listed(listed: tuple[Sequence, Sequence], folder: str, items: Items, spec: FilterSpec | None,
+                 suffixes: tuple[str, ...], pool: ThreadPoolExecutor | None) -> Iterator[tuple[str, Items, Sequence]]:
+    folders, files = listed
     if files and _has_all_keys(spec, items): yield folder, items, files
-    for path, below in _kept_folders(folders, items, spec): yield from _walk(path, below, spec, suffixes)
+    for path, below, entries in _listed(_kept_folders(folders, items, spec), suffixes, pool):
+        yield from _walk_listed(entries, path, below, spec, suffixes, pool)
+
+def _listed(kept: list[tuple[str, Items]], suffixes: tuple[str, ...],
+            pool: ThreadPoolExecutor | None) -> Iterator[tuple[str, Items, tuple[Sequence, Sequence]]]:
+    "Each folder with what lies in it; with a pool, those to come are asked for while the first are looked at."
+    if pool is None:
+        for path, below in kept: yield path, below, list_entries(path, suffixes)
+        return
+    coming = deque(pool.submit(list_entries, path, suffixes) for path, _ in kept[:LISTERS])
+    for i, (path, below) in enumerate(kept):
+        entries = coming.popleft().result()
+        if i + LISTERS < len(kept): coming.append(pool.submit(list_entries, kept[i + LISTERS][0], suffixes))
+        yield path, below, entries
 
 def _has_all_keys(spec: FilterSpec | None, items: Items) -> bool:
     "Files above the level of a filtered key are no match: nothing says which stream or day they hold."
