@@ -472,9 +472,12 @@ def test_others_read_the_lake(bronze, local, bucket):
     assert ours.height == mine.height and ours["price"].sum() == mine["price"].sum()
 
 
-@pytest.mark.parametrize("what", ["crud", "compactor", "write", "repartition", "explore", "recover", "path"])
+@pytest.mark.parametrize("what", ["crud", "compactor", "write", "repartition", "explore", "profile", "serve", "recover",
+                                  "path"])
 def test_what_works_on_disks_refuses_a_url_and_makes_no_folder_of_it(what, tmp_path, monkeypatch, capsys):
     from daedalus_etl.explore.browse import LakeView
+    from daedalus_etl.explore.quality import profile
+    from daedalus_etl.explore.serve import serve
     from daedalus_etl.storage.write import write
     from daedalus_etl.utils.compaction import ParquetCompactor
     from daedalus_etl.utils.crud import ParquetCRUD
@@ -486,7 +489,8 @@ def test_what_works_on_disks_refuses_a_url_and_makes_no_folder_of_it(what, tmp_p
         "crud": lambda: ParquetCRUD(url), "compactor": lambda: ParquetCompactor(url),
         "write": lambda: write(pl.LazyFrame({"x": [1]}), OutputConfig(name="o", path=url)),
         "repartition": lambda: repartition(url, OutputConfig(name="o", path=tmp_path / "silver/x")),
-        "explore": lambda: LakeView("s3://bucket/lake"), "recover": recover,
+        "explore": lambda: LakeView("s3://bucket/lake"), "recover": recover, "serve": lambda: serve("s3://bucket/lake"),
+        "profile": lambda: profile("s3://bucket/lake", "silver", "trades"),
         "path": lambda: OutputConfig(name="o", path=Path(url))}
     with pytest.raises(ConfigError, match="s3:/"): calls[what]()
     assert [p.name for p in tmp_path.iterdir() if p.name != "spool"] == []

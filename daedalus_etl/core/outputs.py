@@ -193,7 +193,7 @@ class ObjectTarget(Target):
 
     def check(self, present: Present) -> None:
         "`StorageError` unless the store guarantees what commits need, and a partition has room in the local stage."
-        self.dataset.is_safe        # noqa: B018  tried out once
+        self.dataset.is_safe()
         _check_free(Path(self.dataset.desk.meta), present)
 
 def target_of(dataset: Dataset | ObjectDataset, output: OutputConfig) -> Target:

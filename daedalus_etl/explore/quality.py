@@ -31,6 +31,7 @@ from ..storage.dataset import STREAM_KEYS, reading
 from ..storage.disk import disk_errors, remove
 from ..storage.lake import place, scan_files, selection, settle
 from ..storage.modes import clock_column
+from ..storage.object_lake import on_disk
 from ..storage.partitions import PartitionFiles, discover
 
 # %% auto #0
@@ -301,6 +302,7 @@ def profile(lake: str | os.PathLike, tier: DataTier | str, channel: str, symbols
     try: tier = DataTier(tier)
     except ValueError as e: raise ConfigError(str(e)) from e
     if not max_gap_s > 0: raise ConfigError(f"max_gap_s={max_gap_s}", expected="seconds above 0")
+    on_disk(lake, "a profile, which is kept beside the data,")
     if tier is not DataTier.BRONZE: settle(lake)
     job = _Job(place(lake, tier, channel), tier, channel, max_gap_s, cache)
     found = [job.run(pf) for pf in discover(job.dataset.root, selection(symbols, exchange, start, end).spec)]

@@ -112,7 +112,6 @@ class ObjectDataset:
     def meta(self) -> str:
         "URL above what the dataset needs beside its data: states, records, quarantine."
         return f"{self.lake}/{META}/{self.name}"
-    @property
     def is_safe(self) -> bool:
         "Whether puts are conditional; `StorageError` if they should be and cannot."
         return puts_conditionally(self.lake.removesuffix(_SCRATCH), single_writer=self.single_writer)
@@ -144,7 +143,7 @@ class ObjectDataset:
 
     def write(self, url: str, source: bytes | Path, seen: ObjectInfo | None = None) -> ObjectInfo:
         "Put an object where `seen` was, or where nothing was; `Replaced` or `AlreadyThere` if it is no longer so."
-        if self.is_safe: return create(url, source) if seen is None else replace(url, source, seen)
+        if self.is_safe(): return create(url, source) if seen is None else replace(url, source, seen)
         now = head(url)
         if _version(now) == _version(seen): return put(url, source)
         raise (AlreadyThere if seen is None else Replaced)("another one is there now", path=url)
@@ -152,8 +151,9 @@ class ObjectDataset:
     def keep(self, name: str, data: bytes, *, mend: bool = False) -> None:
         "Keep what is named by its content as `name` beside the dataset. `mend`: if it is not `data`, it is put again."
         url = f"{self.meta}/{name}"
-        try: return None if self.write(url, data) else None
+        try: self.write(url, data)
         except AlreadyThere: there = head(url)
+        else: return
         young = there is not None and there.modified and time.time() - there.modified.timestamp() < YOUNG_S
         if not young or (mend and read(url) != data): put(url, data)
     def kept(self, name: str) -> bytes | None:
@@ -167,7 +167,7 @@ class ObjectDataset:
     def set_aside(self, partition: Partition, rows: Slot | None, key: str) -> None:
         "Put quarantined rows beside the dataset, before the result of that key; None: it has none."
         if rows is None: return
-        self.is_safe        # noqa: B018  a store without guarantees is refused before anything is put
+        self.is_safe()          # a store without guarantees is refused before anything is put
         put(self.aside(partition, key), rows.path)
         rows.close()
 

@@ -69,8 +69,9 @@ def read_end(file: Path | str) -> bytes | None:
 
 def write_end(file: Path | str, data: bytes) -> None:
     "Leave the last state of a chain there, whole or not at all; of two runs that do so, the later one's stays."
-    if is_url(file): return None if put(file, data) else None
-    with disk_errors(file): write_whole(file, data)
+    if is_url(file): put(file, data)
+    else:
+        with disk_errors(file): write_whole(file, data)
 
 def read_state(data: bytes, key: StateKey, where: str) -> dict:
     "The state in `data`; `StateError` unless it was made by `key`."
