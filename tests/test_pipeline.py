@@ -1,5 +1,6 @@
 "Pipelines: what a configuration means, plans that reach through all tiers, runs that do just that, and failures."
 import json
+import random
 import re
 import shutil
 import sys
@@ -251,6 +252,22 @@ def test_lost_silver_is_made_again_with_what_hangs_on_it(home):
     before, _ = plan_and_run(p)
     assert touched(before) == {"trades": {leaf(9, ETH)}, "ticker": set(), **dict.fromkeys(
         ("bars", "hours"), {leaf(8, ETH), leaf(9, ETH)})}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_changes(home, seed):
+    "Whatever happens to the files of any tier: all that a run writes was planned, and then there is nothing left."
+    rng, steps = random.Random(seed), {"trades": {}, "bars": BARS}
+    p = pipeline(home, steps)
+    for _ in range(4):
+        day, stream = rng.choice((8, 9, 10)), rng.choice((BTC, ETH))
+        tier = home / rng.choice(("raw/trades", "lake/silver/trades", "lake/gold/bars/60s")) / leaf(day, stream)
+        if tier.is_dir() and "lake" in tier.parts: next(tier.glob("*.parquet")).unlink()
+        else: put(home / "raw/trades", tape(day, rng.choice((40, 60)), stream), day, stream)
+        before = touched(plan(p))
+        after = touched(run(p), "written")
+        assert all(after[s] <= before[s] for s in steps), (day, stream)
+        assert set(plan(p).counts) == {"done"}
 
 
 def test_own_transform_over_two_steps_and_three_tiers(home):
