@@ -29,8 +29,8 @@ def read(lake: str | os.PathLike, tier: DataTier | str, channel: str, symbols: s
          exchange: str | Iterable[str] | None = None, fresh: bool = False) -> pl.LazyFrame:
     """Rows of a lake as a LazyFrame, by exchange and symbol, then by partition in time, then as the files have them.
 
-    `lake`: the output folder; `tier`: silver, gold or bronze (which lies at `<lake>/<channel>`); `channel`: trades,
-    ticker, orderbook, in gold trades_bars/60s and so on. `symbols`, `exchange`: one or several names, a symbol exactly
+    `lake`: the output folder or its URL; `tier`: silver, gold or bronze (which lies at `<lake>/<channel>`); `channel`:
+    trades, ticker, orderbook, in gold trades_bars/60s... `symbols`, `exchange`: one or several names, a symbol exactly
     or, if there is none, sanitised. `start`, `end`, both included: days choose whole days, instants (with a zone) cut
     the rows by their clock, bars by `bar_start`. `features`: columns by name or alias, a column has the name that was
     asked for; before them come exchange, symbol, the clock and a bar's times. None: all columns.

@@ -106,10 +106,12 @@ Answer = tuple[int, bytes]
 class Proxy:
     """Passes requests on to a store, without the headers `strip`; `answer` (method, path) may answer in its place.
 
-    `seen` holds (method, path) of all requests."""
+    `loses` (method, path): the store does what it is asked for, and its answer is lost. `seen` holds (method, path) of
+    all requests."""
     def __init__(self, upstream: str, strip: tuple[str, ...] = (),
-                 answer: Callable[[str, str], Answer | None] = lambda method, path: None):
-        self.upstream, self.strip, self.answer = upstream.removeprefix("http://"), strip, answer
+                 answer: Callable[[str, str], Answer | None] = lambda method, path: None,
+                 loses: Callable[[str, str], bool] = lambda method, path: False):
+        self.upstream, self.strip, self.answer, self.loses = upstream.removeprefix("http://"), strip, answer, loses
         self.seen: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"proxy": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -141,7 +143,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {k: v for k, v in self.headers.items() if k.lower() not in (*self.proxy.strip, "connection")}
             upstream.request(self.command, self.path, body, headers)
             got = upstream.getresponse()
-            self._send(got.status, got.getheaders(), got.read())
+            status, headers, body = got.status, got.getheaders(), got.read()
+            if self.proxy.loses(self.command, self.path): return self._send(502, [], b"")
+            self._send(status, headers, body)
         finally: upstream.close()
 
     def _send(self, status, headers, body):

@@ -17,7 +17,7 @@ from daedalus_etl.core.errors import (
     ConfigError, CorruptFileError, EmptyMatchError, InputChangedError, InputNotFoundError, PartitionError,
     StaleStateError, StorageError)
 from daedalus_etl.lake import read
-from daedalus_etl.storage import buckets, spool
+from daedalus_etl.storage import buckets, objects, spool
 from daedalus_etl.storage.commit import Dataset
 from daedalus_etl.storage.dataset import scan, scan_partition
 from daedalus_etl.storage.fresh import stale_partitions
@@ -252,6 +252,21 @@ def test_an_object_that_never_stands_still_fails_its_unit(bronze, bucket, tmp_pa
     monkeypatch.setattr(spool, "fetch", fetch)
     with pytest.raises(InputChangedError, match=f"{bucket}/trades"):
         run(lakes.trades(f"{bucket}/trades", tmp_path / "lake"))
+
+
+def test_runs_whose_answers_are_lost_publish_the_same(bronze, bucket, tmp_path, store_server, monkeypatch):
+    "Each put is done, and for every second one the store's answer does not arrive: it is repeated, and meets itself."
+    run(lakes.trades(bronze, tmp_path / "lake"))
+    n = [0]
+    def loses(method, path):
+        n[0] += method == "PUT" and "doctor" not in path
+        return method == "PUT" and "doctor" not in path and n[0] % 2 == 1
+    with Proxy(store_server, loses=loses) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        assert statuses(run(lakes.trades(bronze, f"{bucket}/lake"))) == ["written"] * 2
+    for day in (8, 9):
+        name = f"silver/trades/{leaf(day)}/part-0.parquet"
+        assert objects.read(f"{bucket}/lake/{name}") == (tmp_path / "lake" / name).read_bytes()
 
 
 def test_damage_names_the_object(bronze, bucket, tmp_path):

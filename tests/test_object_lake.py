@@ -405,36 +405,53 @@ KILLED = """
 import sys
 sys.path[:0] = [{tests!r}]
 import lakes
-lakes.run(lakes.trades({bronze!r}, {lake!r}))
+from daedalus_etl.core.config import FeatureConfig
+lakes.run(lakes.{kind}({source!r}, {lake!r}), features={features})
 """
+BARS = "FeatureConfig(bar_durations=(60, 3600))"
 
 
-def test_a_run_that_is_killed_anywhere_is_finished_by_the_next(bronze, bucket, store_server, monkeypatch, tmp_path):
-    "Killed at a random request, before or after the store has carried it out; what is there is whole, always."
-    run(lakes.trades(bronze, f"{bucket}/whole"))
-    whole = of(sums(f"{bucket}/whole"), records=True)
-    rng, fate = random.Random(20240808), {}
-    def answer(method: str, path: str):
-        if method != "PUT" or fate["process"] is None: return None
-        fate["left"] -= 1
-        if fate["left"]: return None
-        fate["process"].send_signal(signal.SIGKILL)
-        fate["process"].wait()
-        fate["killed"] = path
-        return None if fate["after"] else (503, b"")
-    with watched(monkeypatch, store_server, answer=answer):
+class Killer:
+    "Ends a process at one of its puts: before the store has carried it out, or after."
+    def __init__(self): self.process, self.left, self.after, self.at = None, 0, False, ""
+
+    def __call__(self, method: str, path: str):
+        if method != "PUT" or "/doctor/" in path or self.process is None: return None
+        self.left -= 1
+        if self.left: return None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.at = path
+        return None if self.after else (503, b"")
+
+    def run(self, code: str, left: int, *, after: bool) -> None:
+        self.left, self.after, self.at = left, after, ""
+        self.process = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
+        self.process.wait(120)
+        self.process = None
+        assert self.at, "it was to be killed, and ended by itself"
+
+
+def test_a_run_that_is_killed_anywhere_is_finished_by_the_next(bronze, local, bucket, store_server, monkeypatch):
+    "Trades, and bars of two lengths: what is there is whole, always, and the next run makes the rest of it."
+    jobs = {"trades": (bronze, "lakes.SMALL", 6 * 3), "bars": (local / TRADES, BARS, 6 * 5)}     # puts: 6 partitions
+    whole = {}
+    for kind, (source, features, _) in jobs.items():
+        run(getattr(lakes, kind)(source, f"{bucket}/{kind}"), features=eval(features))
+        whole[kind] = of(sums(f"{bucket}/{kind}"), records=True)
+        assert len(whole[kind]) == jobs[kind][2]
+    rng, killer = random.Random(20240808), Killer()
+    with watched(monkeypatch, store_server, answer=killer):
         for k in range(30 if os.environ.get("DAEDALUS_NIGHTLY") else 5):
-            lake = f"{bucket}/k{k}"
-            fate |= {"left": rng.randint(1, 22), "after": rng.random() < 0.5, "process": None, "killed": ""}
-            code = KILLED.format(tests=str(Path(__file__).parent), bronze=str(bronze), lake=lake)
-            fate["process"] = subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ))
-            fate["process"].wait(120)
-            fate["process"] = None
-            assert fate["killed"], "it was to be killed, and ended by itself"
+            kind, lake = ("trades", "bars")[k % 2], f"{bucket}/k{k}"
+            source, features, puts = jobs[kind]
+            code = KILLED.format(tests=str(Path(__file__).parent), kind=kind, source=str(source), lake=lake,
+                                 features=features)
+            killer.run(code, rng.randint(1, puts), after=rng.random() < 0.5)
             cut = of(sums(lake), records=True)
-            assert all(whole[n] == v for n, v in cut.items()) and len(cut) < len(whole)
-            run(lakes.trades(bronze, lake))
-            assert of(sums(lake), records=True) == whole, fate
+            assert all(whole[kind][n] == v for n, v in cut.items())
+            run(getattr(lakes, kind)(source, lake), features=eval(features))
+            assert of(sums(lake), records=True) == whole[kind], killer.at
 
 
 # --------------------------------------------------------------------------------------------- the other side

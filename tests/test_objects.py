@@ -101,6 +101,15 @@ def test_a_listing_is_one_folder(bucket):
     assert len(list(walk(bucket))) == 6
 
 
+def test_empty_objects_that_stand_for_folders_are_no_objects(bucket, store_server):
+    put(f"{bucket}/lake/b/x", b"1")
+    for key in ("lake/", "lake/b/", "lake/c/"):
+        urllib.request.urlopen(urllib.request.Request(f"{store_server}/{bucket[5:]}/{key}", method="PUT", data=b""))
+    assert list_folder(f"{bucket}/lake") == ([f"{bucket}/lake/b", f"{bucket}/lake/c"], [])
+    assert [o.name for o in list_folder(f"{bucket}/lake/b")[1]] == ["x"]
+    assert list_folder(f"{bucket}/lake/c") == ([], [])
+
+
 def test_parts_of_an_object(bucket):
     info = put(f"{bucket}/a", b"0123456789")
     assert [read(info.url, *at) for at in ((2, 3), (8,), (0, 0), (5, 99))] == [b"234", b"89", b"", b"56789"]
@@ -167,6 +176,14 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(bucket, store_server, mo
     assert [m for m, _ in proxy.seen] == ["PUT"] * 3
 
 
+def test_a_creation_whose_answer_is_lost_is_found_there(bucket, store_server, monkeypatch):
+    lost = [1]
+    with Proxy(store_server, loses=lambda method, _: bool(lost) and lost.pop()) as proxy:
+        use(monkeypatch, proxy.endpoint)
+        with pytest.raises(AlreadyThere): create(f"{bucket}/a", b"x")        # the second try met the first one's object
+        assert read(f"{bucket}/a") == b"x"
+
+
 def test_a_store_that_goes_on_failing(bucket, store_server, monkeypatch, hasty):
     with Proxy(store_server, answer=lambda *_: (503, b"<Error><Code>SlowDown</Code></Error>")) as proxy:
         use(monkeypatch, proxy.endpoint)
@@ -189,6 +206,8 @@ def test_addresses():
     assert [is_url(u) for u in ("s3://a/b", "S3://a", "file:///a", "/a", "C://a", "memory://a")] == [1, 1, 0, 0, 0, 1]
     assert join_url("s3://a/", "b/", "", "c=%2F") == "s3://a/b/c=%2F"
     with pytest.raises(ConfigError): head("s3:///a")
+    with pytest.raises(ConfigError, match="password") as e: head("sftp://me:hunter22@host/a")
+    assert "hunter22" not in str(e.value)
     assert ObjectInfo("s3://a", 1, "x") < ObjectInfo("s3://b", 0, "")
 
 

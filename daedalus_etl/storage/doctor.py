@@ -323,7 +323,7 @@ def _examine_store(url: str) -> list[Finding]:
     try: kept = probe(url)
     except StorageError as e:
         untried = (Finding(what, None, "not tried", then) for what, _, then in STORE.values())
-        return [Finding(may, False, str(e), "a lake cannot be written there"), *untried, room]
+        return [Finding(may, False, e.found, e.fix or "a lake cannot be written there"), *untried, room]
     found = [Finding(what, ok := getattr(kept, name), seen if ok else "not kept", then)
              for name, (what, seen, then) in STORE.items()]
     return [Finding(may, True, f"in {url}", ""), *found, Finding("time of a put", True, f"{kept.put_ms:,.1f} ms", ""),

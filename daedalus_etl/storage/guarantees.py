@@ -106,6 +106,7 @@ def probe(lake: str) -> Guarantees:
     `StorageError` if the store does not answer or refuses to read, write, list or remove."""
     folder = join_url(lake, META, "doctor", uuid.uuid4().hex)
     conditional = is_conditional(lake)
+    put(f"{folder}/first", b"x")                # if this is refused there is nothing to remove, nor to wait for again
     try:
         once = conditional and _creates_once(folder)
         swaps = conditional and _swaps(folder)

@@ -29,7 +29,11 @@ def split_url(url: str) -> tuple[str, str]:
     found = _SCHEME.match(url)
     if found is None: raise ConfigError("not a URL", path=url, expected="scheme://bucket/key")
     bucket, _, key = url[found.end():].partition("/")
-    if not bucket and found[1] != "memory": raise ConfigError("a URL without a bucket", path=url, expected="s3://bucket/key")
+    if not bucket and found[1] != "memory":
+        raise ConfigError("a URL without a bucket", path=url, expected="s3://bucket/key")
+    if ":" in bucket.rpartition("@")[0]:
+        raise ConfigError("a password in a URL, which is written to records and shown in messages", path=url,
+                          expected="a URL without it", fix="Keep it in the environment, or use a key file.")
     return f"{found[1].lower()}://{bucket}", key.strip("/")
 
 def join_url(url: str, *parts: str) -> str:
