@@ -1,5 +1,6 @@
 "Pipelines: what a configuration means, plans that reach through all tiers, runs that do just that, and failures."
 import json
+import random
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 import yaml
 from lakes import BTC, ETH, cli, leaf, put, quotes, tape
+from polars.testing import assert_frame_equal
 
 from daedalus_etl.core.base import BaseTransform
 from daedalus_etl.core.config import DaedalusConfig, FilterSpec, StorageConfig, load_config
@@ -21,6 +23,7 @@ from daedalus_etl.core.pipeline import Pipeline
 from daedalus_etl.core.registry import register_transform
 from daedalus_etl.core.steps import default_steps, steps_of
 from daedalus_etl.runners import jobs
+from daedalus_etl.storage import objects as store
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"categories": ["structural"], "bar_durations": [60, 900]}
@@ -251,6 +254,22 @@ def test_lost_silver_is_made_again_with_what_hangs_on_it(home):
         ("bars", "hours"), {leaf(8, ETH), leaf(9, ETH)})}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_random_changes(home, seed):
+    "Whatever happens to the files of any tier: all that a run writes was planned, and then there is nothing left."
+    rng, steps = random.Random(seed), {"trades": {}, "bars": BARS}
+    p = pipeline(home, steps)
+    for _ in range(4):
+        day, stream = rng.choice((8, 9, 10)), rng.choice((BTC, ETH))
+        tier = home / rng.choice(("raw/trades", "lake/silver/trades", "lake/gold/bars/60s")) / leaf(day, stream)
+        if tier.is_dir() and "lake" in tier.parts: next(tier.glob("*.parquet")).unlink()
+        else: put(home / "raw/trades", tape(day, rng.choice((40, 60)), stream), day, stream)
+        before = touched(plan(p))
+        after = touched(run(p), "written")
+        assert all(after[s] <= before[s] for s in steps), (day, stream)
+        assert set(plan(p).counts) == {"done"}
+
+
 def test_own_transform_over_two_steps_and_three_tiers(home):
     steps = THREE | {"sums": {"transform": "daily_sum", "outputs": {"gold": "{output}/gold/sums"}, "inputs": {
         "bars": "bars/60s", "quotes": {"path": "ticker", "optional": True}}}}
@@ -318,6 +337,30 @@ def test_states_lie_in_a_folder_of_each_step(home, tmp_path):
     run(p, FilterSpec(day=8), state_path=tmp_path / "states")
     assert sorted(f.name for f in (tmp_path / "states").iterdir()) == sorted(p.order)
     run(p, FilterSpec(day=9), state_path=tmp_path / "states")
+
+
+def test_on_an_object_store(home, bucket, tmp_path, monkeypatch):
+    "Bronze and lake in a bucket: the same plan, the same run, and the same rows as on a disk."
+    monkeypatch.setenv("DAEDALUS_SPOOL", str(tmp_path / "spool"))
+    steps = {"trades": {}, "trades_bars": {}}
+    for p in (home / "raw/trades").rglob("*.parquet"):
+        store.put(f"{bucket}/raw/{p.relative_to(home / 'raw').as_posix()}", p)
+    there = Pipeline.from_config(DaedalusConfig(
+        features=QUICK, storage={"input_root": f"{bucket}/raw", "output_root": f"{bucket}/lake"}))
+    assert there.order == ["trades", "trades_bars"]                     # found below the bucket
+    plan_and_run(there)
+    run(pipeline(home, steps))
+    made = {o.url.removeprefix(f"{bucket}/lake/") for o in store.walk(f"{bucket}/lake")}
+    data = {p for p in lakes.contents(home / "lake") if p.endswith(".parquet")}
+    assert {p for p in made if p.endswith(".parquet")} == data and len(data) == 12
+    def rows(root): return pl.read_parquet(f"{root}/**/*.parquet", hive_partitioning=True)
+    for name in ("silver/trades", "gold/trades_bars/60s"):
+        assert_frame_equal(rows(f"{bucket}/lake/{name}"), rows(home / "lake" / name), check_exact=True)
+    put(home / "late", tape(10, 60), 10)
+    store.put(f"{bucket}/raw/trades/{leaf(10)}/data.parquet", home / "late" / leaf(10) / "data.parquet")
+    before, _ = plan_and_run(there)
+    assert touched(before) == {"trades": {leaf(10)}, "trades_bars": {leaf(d) for d in (8, 9, 10)}}
+    assert set(plan(there).counts) == {"done"}
 
 
 # ---- failures
