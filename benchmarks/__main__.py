@@ -70,11 +70,13 @@ def measure(cases: Mapping, options: harness.Options, scripts: list[str]) -> dic
     load, before, done = os.getloadavg()[0], harness.calibrate(), {}
     # a quick run measures nothing, so its cases may disturb one another
     with ThreadPoolExecutor((os.cpu_count() or 1) if options.quick else 1) as pool:
-        for name, result in zip(cases, pool.map(lambda c: harness.run_case(c, options, tell), cases.values())):
+        running = pool.map(lambda c: harness.run_case(c, options, tell), cases.values())
+        telling = pool.map(lambda s: script(s, options.quick), scripts)
+        for name, result in zip(cases, running):
             done[name] = result
             tell("")
             print(report.lined(result), flush=True)
-    told = {s: script(s, options.quick) for s in scripts}
+        told = dict(zip(scripts, telling))
     others = [(c["others_cores"], c["seconds"]) for c in done.values() if c["others_cores"] is not None]
     spent = sum(s for _, s in others)
     noise = {"load_before": load, "load_after": os.getloadavg()[0], "calibration_before": before,
