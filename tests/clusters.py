@@ -76,6 +76,30 @@ def machines(folder: Path, workers: int = 0, **kwargs):
     finally: found.end()
 
 
+@contextmanager
+def rooms(n: int):
+    "Networks of their own for `n` workers, joined by a bridge: its address, and command and address of each."
+    net, at, made = f"10.213.{os.getpid() % 250}", f"dae{os.getpid()}", []
+    def ip(*words): subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+    def own(undo, *words):
+        ip(*words)
+        made.append(undo)
+    try:
+        own(("link", "del", f"{at}b"), "link", "add", f"{at}b", "type", "bridge")
+        ip("addr", "add", f"{net}.1/24", "dev", f"{at}b")
+        ip("link", "set", f"{at}b", "up")
+        for k in range(n):
+            name, address = f"{at}-{k}", f"{net}.{10 + k}"
+            own(("netns", "del", name), "netns", "add", name)
+            ip("link", "add", f"{at}v{k}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", f"{at}v{k}", "master", f"{at}b", "up")
+            for words in (("addr", "add", f"{address}/24", "dev", "eth0"), ("link", "set", "eth0", "up"),
+                          ("link", "set", "lo", "up")): ip("-n", name, *words)
+        yield f"{net}.1", [(("ip", "netns", "exec", f"{at}-{k}"), f"{net}.{10 + k}") for k in range(n)]
+    finally:
+        for undo in reversed(made): subprocess.run(["ip", *undo], capture_output=True, timeout=20)
+
+
 def wait_until(told, seconds: float = 60):
     "What `told()` says as soon as it says something."
     end = time.monotonic() + seconds

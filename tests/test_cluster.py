@@ -13,7 +13,7 @@ from threading import Event, Thread
 import clusters
 import lakes
 import pytest
-from clusters import SECRET, job, kill_one, machines, step, units, wait_until
+from clusters import SECRET, job, kill_one, machines, rooms, step, units, wait_until
 from lakes import day_start, put
 
 from daedalus_etl.core.config import FeatureConfig, OutputConfig
@@ -162,6 +162,24 @@ def test_the_same_work_twice_at_once(bronze, local, three, client, tmp_path):
     compute(bronze, lake, client, ("bars",))
     assert kept(lake) == local[0]
     assert {u.status for r in (*reports[0], *reports[1]) for u in r.units} <= {"written", "done"}
+
+
+def test_workers_in_networks_of_their_own(bronze, local, tmp_path):
+    "As on several machines: each worker has its own network, and reaches the others over a bridge."
+    if not NIGHTLY: pytest.skip("DAEDALUS_NIGHTLY is not set")
+    if os.geteuid() or not shutil.which("ip"): pytest.skip("needs root and iproute2")
+    with rooms(3) as (bridge, workers), machines(tmp_path / "dask", host=bridge) as (found, client):
+        for inside, host in workers: found.workers(1, inside=inside, host=host)
+        client.wait_for_workers(3, timeout=60)
+        hosts = sorted(w.split("://")[1].split(":")[0] for w in client.nthreads())
+        assert hosts == sorted(host for _, host in workers)
+        killer = Killer(client, tmp_path / "lake", [5, 20])
+        killer.start()
+        reports = compute(bronze, tmp_path / "lake", client)
+        killer.over.set()
+        killer.join()
+        print(f"\nworkers at {hosts}, {len(killer.busy)} killed")
+    assert kept(tmp_path / "lake") == local[0] and counts(reports) == local[1]
 
 
 # ---- what goes wrong
