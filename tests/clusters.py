@@ -46,7 +46,8 @@ class Machines:
 
     def scheduler(self) -> None:
         self.start(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self.host, "--port", "0",
-                   "--no-dashboard", "--no-jupyter", "--scheduler-file", str(self.folder / "scheduler.json"))
+                   "--no-dashboard", "--no-jupyter", "--scheduler-file", str(self.folder / "scheduler.json"),
+                   DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1")      # so that Dask gives up soon, and we go on
         wait_until(lambda: (self.folder / "scheduler.json").exists() and self.address)
 
     def workers(self, n: int, *options: str, inside: tuple[str, ...] = (), host: str | None = None,
