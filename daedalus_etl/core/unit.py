@@ -35,8 +35,8 @@ from ..storage.state import save_artifact, state_bytes
 from ..storage.text import settle_lines, text_fault
 
 # %% auto #0
-__all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad', 'judge_lines', 'checked_input',
-           'check_drift', 'UnitRun']
+__all__ = ['UNIT_SAMPLE', 'SUSPECTS', 'SMALL', 'SMALL_ROWS', 'CheckedInput', 'contract_of', 'check_rows', 'judge_bad',
+           'judge_lines', 'checked_input', 'check_drift', 'UnitRun']
 
 # %% ../../nbs/40_run/02_unit.ipynb #69eb17c9
 @dataclass
@@ -121,9 +121,18 @@ def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConf
     pf, aside = _readable(pf, contract, config)
     with reading(pf, contract, fmt):
         rows = scan_partition(pf, contract, fmt, config.extra) if pf.files else pl.LazyFrame(schema=contract.schema)
+        if pf.size <= SMALL: rows = _kept(rows)
         found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
     judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
     return replace(found, files=pf, aside=aside)
+
+SMALL = 128 * 2**10        # bytes of files of which the rows are kept
+SMALL_ROWS = 20_000        # a file may unfold to more rows than its size lets one expect
+
+def _kept(rows: pl.LazyFrame) -> pl.LazyFrame:
+    "The rows in memory if they are few: each of half a dozen queries would open the files anew."
+    first = rows.head(SMALL_ROWS + 1).collect()
+    return first.lazy() if first.height <= SMALL_ROWS else rows
 
 def _readable(pf: PartitionFiles, contract: Contract | None,
               config: InputConfig) -> tuple[PartitionFiles, pl.DataFrame]:

@@ -63,6 +63,7 @@ class _Course:
         try:
             while True:
                 while not self.stop.is_set() and (line := self._next()): self._submit(line)
+                if self.stop.is_set(): self._withdraw()
                 if not self.running: break
                 self._collect()
         except BaseException:
@@ -75,11 +76,18 @@ class _Course:
     def _drain(self) -> None:
         "Something is wrong with the run itself: what is under way comes to its end, and nothing else is begun."
         self.stop.set()
+        self._withdraw()
         at_once = True
         try:
             wait(self.running)
             at_once = False
+            for future, line in self.running.items():
+                if future.exception() is None: self._went_on(line, future.result())
         finally: self.pool.end(self.executor, at_once=at_once)
+
+    def _withdraw(self) -> None:
+        "Take back what an executor of others has not begun."
+        for future in [f for f in self.running if f.cancel()]: del self.running[future]
 
     def _next(self) -> _Line | None:
         if self.suspects: return None if self.running else self.suspects.pop()
@@ -111,7 +119,9 @@ class _Course:
 
     def _went_on(self, line: _Line, result: tuple[UnitReport, Any] | None) -> None:
         line.suspect, line.losses = False, 0
-        if result is None: return                       # the chain was at its end
+        if result is None:                              # the chain was at its end: its last state is let go
+            line.before = None
+            return
         report, line.before = result
         line.reports.append(report)
         self.waiting.append(line)
@@ -152,7 +162,7 @@ class LocalPool:
 
     def run(self, chains: Sequence[tuple[Any, Sequence[Any]]], step: Callable, finish: Callable, *, stop: Event,
             told: Told) -> list[list[UnitReport]]:
-        "See `Pool.run`."
+        "The reports of each chain's units, in their order; of a run that was stopped, those of the finished ones."
         return _Course(self, chains, step, finish, stop, told).go()
 
     def start(self, chains: int) -> Executor:
@@ -173,15 +183,18 @@ class Threads(LocalPool):
 class Processes(LocalPool):
     "Chains on processes of this machine, started afresh."
     def start(self, chains: int) -> Executor:
+        "Processes for so many chains; each starts when it gets its first step."
         workers = max(1, min(self.in_flight, chains))
         threads = max(2, (os.cpu_count() or 1) // workers)      # of polars, in each of them
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (threads,))
 
     def restart(self, executor: Executor, chains: int) -> Executor:
+        "New processes instead of those of which one died."
         self.end(executor)
         return self.start(chains)
 
     def end(self, executor: Executor, *, at_once: bool = False) -> None:
+        "Let the processes end; `at_once`: in the middle of what they do."
         workers = list((getattr(executor, "_processes", None) or {}).values())
         if at_once:
             for w in workers: w.kill()
@@ -193,8 +206,13 @@ class Borrowed(LocalPool):
         super().__init__(in_flight or getattr(executor, "_max_workers", None) or os.cpu_count() or 1)
         self.executor = executor
 
-    def start(self, chains: int) -> Executor: return self.executor
-    def end(self, executor: Executor, *, at_once: bool = False) -> None: return None
+    def start(self, chains: int) -> Executor:
+        "The executor that was given."
+        return self.executor
+
+    def end(self, executor: Executor, *, at_once: bool = False) -> None:
+        "Nothing: who has made the executor ends it."
+        return None
 
 def _begin_worker(threads: int) -> None:
     "In a new worker process: its number of polars' threads, no Ctrl-C, and an end with its parent."
