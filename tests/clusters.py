@@ -46,7 +46,8 @@ class Machines:
 
     def scheduler(self) -> None:
         self.start(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self.host, "--port", "0",
-                   "--no-dashboard", "--no-jupyter", "--scheduler-file", str(self.folder / "scheduler.json"))
+                   "--no-dashboard", "--no-jupyter", "--scheduler-file", str(self.folder / "scheduler.json"),
+                   DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1")      # so that Dask gives up soon, and we go on
         wait_until(lambda: (self.folder / "scheduler.json").exists() and self.address)
 
     def workers(self, n: int, *options: str, inside: tuple[str, ...] = (), host: str | None = None,
@@ -74,6 +75,30 @@ def machines(folder: Path, workers: int = 0, **kwargs):
             if workers: client.wait_for_workers(workers, timeout=60)
             yield found, client
     finally: found.end()
+
+
+@contextmanager
+def rooms(n: int):
+    "Networks of their own for `n` workers, joined by a bridge: its address, and command and address of each."
+    net, at, made = f"10.213.{os.getpid() % 250}", f"dae{os.getpid()}", []
+    def ip(*words): subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+    def own(undo, *words):
+        ip(*words)
+        made.append(undo)
+    try:
+        own(("link", "del", f"{at}b"), "link", "add", f"{at}b", "type", "bridge")
+        ip("addr", "add", f"{net}.1/24", "dev", f"{at}b")
+        ip("link", "set", f"{at}b", "up")
+        for k in range(n):
+            name, address = f"{at}-{k}", f"{net}.{10 + k}"
+            own(("netns", "del", name), "netns", "add", name)
+            ip("link", "add", f"{at}v{k}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            ip("link", "set", f"{at}v{k}", "master", f"{at}b", "up")
+            for words in (("addr", "add", f"{address}/24", "dev", "eth0"), ("link", "set", "eth0", "up"),
+                          ("link", "set", "lo", "up")): ip("-n", name, *words)
+        yield f"{net}.1", [(("ip", "netns", "exec", f"{at}-{k}"), f"{net}.{10 + k}") for k in range(n)]
+    finally:
+        for undo in reversed(made): subprocess.run(["ip", *undo], capture_output=True, timeout=20)
 
 
 def wait_until(told, seconds: float = 60):
