@@ -19,7 +19,7 @@ class Pace:
         self.left, self.bytes, self.rows = total, 0, 0      # still to do; computed: bytes of input, and rows
         self.began: float | None = None
 
-    def began_at(self, now: float) -> None:
+    def begin(self, now: float) -> None:
         "The first unit begins."
         if self.began is None: self.began = now
 
@@ -46,7 +46,8 @@ class Progress:
         self.chains, self.sizes = chains, [[sum(pf.size for pf in u.inputs.values()) for u in c] for c in chains]
         self.pace, self.make = Pace(sum(map(sum, self.sizes))), tqdm
         # a notebook's output is no terminal, and yet somebody looks at it
-        self.off = True if not shown else False if "notebook" in tqdm.__mro__[0].__module__ else None
+        notebook = any(c.__module__ == "tqdm.notebook" for c in tqdm.__mro__)
+        self.off = True if not shown else False if notebook else None       # None: where there is no terminal
         self.total = tqdm(total=sum(map(len, chains)), desc=name, unit="part", disable=self.off, position=0,
                           bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]")
         self.off = self.total.disable
@@ -64,7 +65,7 @@ class Progress:
         if k == len(self.chains[chain]): self._end(chain)
 
     def _begin(self, chain: int) -> None:
-        self.pace.began_at(time.perf_counter())
+        self.pace.begin(time.perf_counter())
         units = self.chains[chain]
         if chain in self.lines or not self.free or len(units) < 2: return
         place = self.free.pop()

@@ -104,10 +104,10 @@ class RunReport:
 
     def to_frame(self) -> pl.DataFrame:
         "One row per unit: partition, status, rows in and out, MB (10^6 bytes), seconds, rows noticed, reason."
-        return pl.DataFrame([{
-            "partition": u.partition, "status": u.status, "rows in": u.rows_in, "rows out": sum(u.rows.values()),
-            "MB": round(sum(u.bytes.values()) / 1e6, 2), "seconds": round(u.seconds, 2), "duplicates": u.duplicates,
-            "disordered": u.disordered, "quarantined": u.quarantined, "reason": u.reason} for u in self.units])
+        return pl.DataFrame([(
+            u.partition, u.status, u.rows_in, sum(u.rows.values()), round(sum(u.bytes.values()) / 1e6, 2),
+            round(u.seconds, 2), u.duplicates, u.disordered, u.quarantined, u.reason) for u in self.units],
+            schema=_COLUMNS, orient="row")
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys(): raise KeyError(key)
@@ -124,6 +124,11 @@ class RunReport:
 
     def _repr_markdown_(self) -> str: return summary(self)
     def _repr_html_(self) -> str: return html_summary(self)
+
+# %% ../../nbs/40_run/00_report.ipynb #84ccb20a
+_COLUMNS = {"partition": pl.String, "status": pl.String, "rows in": pl.Int64, "rows out": pl.Int64, "MB": pl.Float64,
+            "seconds": pl.Float64, "duplicates": pl.Int64, "disordered": pl.Int64, "quarantined": pl.Int64,
+            "reason": pl.String}
 
 # %% ../../nbs/40_run/00_report.ipynb #c3c4b917
 SHOWN = 20                # units listed in a summary; the rest are counted

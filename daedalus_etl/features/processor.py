@@ -200,5 +200,6 @@ def column(name: str, values, dtype) -> pl.Series:
     if isinstance(dtype, pl.Enum): return as_enum(values, dtype).alias(name)
     made = values if isinstance(values, pl.Series) else pl.Series(name, values, nan_to_null=True)
     made = (made if made.dtype == dtype else made.cast(dtype)).alias(name)
-    if not made.dtype.is_float() or not made.is_infinite().any(): return made
+    # not `is_infinite().any()`: that is a query, and of columns there are many
+    if not made.dtype.is_float() or (made.min() != -math.inf and made.max() != math.inf): return made
     return made.to_frame().select(pl.when(pl.col(name).is_finite()).then(name)).to_series()      # overflown: undefined

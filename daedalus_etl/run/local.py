@@ -32,7 +32,7 @@ class Pool(Protocol):
 
 # %% ../../nbs/35_run/00_local.ipynb #35a0e908
 POLL_S = 0.2        # between two looks at whether to stop: a signal need not wake the thread that waits
-LOSSES = 2          # workers that a unit may take with it while it is alone at work
+LOSSES = 3          # workers that may die over a unit; from the second on it is alone at work
 
 @dataclass
 class _Line:
@@ -43,7 +43,7 @@ class _Line:
     before: Any = None                  # what the last step handed on
     reports: list = field(default_factory=list)
     suspect: bool = False               # its unit was under way when a worker died
-    losses: int = 0                     # workers that died when it was alone
+    losses: int = 0                     # how often
 
     @property
     def over(self) -> bool: return len(self.reports) == len(self.units)
@@ -125,7 +125,7 @@ class _Course:
         if self.stop.is_set(): return                   # the workers were told to stop, too
         again = self.pool.restart(self.executor, len(self.lines))
         for line in lines:
-            line.suspect, line.losses = True, line.losses + (len(lines) == 1)
+            line.suspect, line.losses = True, line.losses + 1
             if again is not None and line.losses < LOSSES: self.suspects.append(line)
             else: self._give_up(line, error)
         if again is not None: self.executor = again
@@ -163,7 +163,7 @@ class LocalPool:
 
     def run(self, chains: Sequence[tuple[Any, Sequence[Any]]], step: Callable, finish: Callable, *, stop: Event,
             told: Told) -> list[list[UnitReport]]:
-        "See `Pool.run`."
+        "The reports of each chain's units, in their order; of a run that was stopped, those of the finished ones."
         return _Course(self, chains, step, finish, stop, told).go()
 
     def start(self, chains: int) -> Executor:
@@ -184,15 +184,18 @@ class Threads(LocalPool):
 class Processes(LocalPool):
     "Chains on processes of this machine, started afresh."
     def start(self, chains: int) -> Executor:
+        "Processes for so many chains; each starts when it gets its first step."
         workers = max(1, min(self.in_flight, chains))
         threads = max(2, (os.cpu_count() or 1) // workers)      # of polars, in each of them
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker, (threads,))
 
     def restart(self, executor: Executor, chains: int) -> Executor:
+        "New processes instead of those of which one died."
         self.end(executor)
         return self.start(chains)
 
     def end(self, executor: Executor, *, at_once: bool = False) -> None:
+        "Let the processes end; `at_once`: in the middle of what they do."
         workers = list((getattr(executor, "_processes", None) or {}).values())
         if at_once:
             for w in workers: w.kill()
@@ -204,8 +207,13 @@ class Borrowed(LocalPool):
         super().__init__(in_flight or getattr(executor, "_max_workers", None) or os.cpu_count() or 1)
         self.executor = executor
 
-    def start(self, chains: int) -> Executor: return self.executor
-    def end(self, executor: Executor, *, at_once: bool = False) -> None: return None
+    def start(self, chains: int) -> Executor:
+        "The executor that was given."
+        return self.executor
+
+    def end(self, executor: Executor, *, at_once: bool = False) -> None:
+        "Nothing: who has made the executor ends it."
+        return None
 
 def _begin_worker(threads: int) -> None:
     "In a new worker process: its number of polars' threads, no Ctrl-C, and an end with its parent."

@@ -124,7 +124,8 @@ def _print_interrupted(stopped: KeyboardInterrupt) -> None:
     if report is not None:
         print_report(report)
         finished = sum(u.status in ("written", "done") for u in report.units)
-        far = f"{finished:,} of {stopped.planned:,} partitions are finished, the others are as they were"
+        others = ", the others are as they were" if finished < stopped.planned else ""
+        far = f"{finished:,} of {stopped.planned:,} partitions are finished{others}"
     print(f"interrupted: {far}; run again to go on", file=sys.stderr, flush=True)
     sys.stdout.flush()
 

@@ -192,9 +192,15 @@ def _number(column: str, low: str, *, null_is_bad: bool) -> BadRule:
     if null_is_bad: clean = clean & (c.null_count() == 0)
     return BadRule(~(c.is_finite() & ok).fill_null(not null_is_bad), clean)
 
+def _instant(t: datetime) -> pl.Expr:
+    "`t` (with its zone) as a literal, to the microsecond; polars runs a query for each `datetime` that it is given."
+    return pl.lit((t - _EPOCH) // timedelta(microseconds=1)).cast(pl.Datetime("us", "UTC"))
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 def _time(column: str, now: datetime | None, *, null_is_bad: bool) -> BadRule:
-    c, (low, high) = pl.col(column), time_limits(now)
-    if column == "timestamp": low, high = (int(t.timestamp() * 1000) for t in (low, high))
+    c, limits = pl.col(column), time_limits(now)
+    low, high = (int(t.timestamp() * 1000) if column == "timestamp" else _instant(t) for t in limits)
     clean = ((c.min() >= low) & (c.max() <= high)).fill_null(True)
     if null_is_bad: clean = clean & (c.null_count() == 0)
     return BadRule(~c.is_between(low, high).fill_null(not null_is_bad), clean)
@@ -212,7 +218,7 @@ def _levels(column: str, *, price: bool) -> BadRule:
 
 def _inside(span: tuple[datetime, datetime]) -> BadRule:
     "`capture_ts` inside [start, end) of the partition; a null is another rule's business."
-    c, (start, end) = pl.col("capture_ts"), span
+    c, (start, end) = pl.col("capture_ts"), map(_instant, span)
     return BadRule(((c < start) | (c >= end)).fill_null(False), ((c.min() >= start) & (c.max() < end)).fill_null(True))
 
 def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: Collection[str] | None = None,
