@@ -4,16 +4,19 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import psutil
 import pytest
-from lakes import cli, contents
+from lakes import SMALL, cli, contents, put, tape, trades
 
 from daedalus_etl.core.budget import MIB, Admission, Budget, Pieces, Work
-from daedalus_etl.core.errors import ConfigError
+from daedalus_etl.core.errors import ConfigError, CorruptFileError
+from daedalus_etl.core.executor import TransformExecutor
 from daedalus_etl.run.local import Threads
 from daedalus_etl.sources.simulated import write_bronze
 from daedalus_etl.sources.simulator import SimulatorConfig
@@ -156,3 +159,45 @@ def test_over_the_bound_only_one_chain_goes_on():
     assert over(0, begun=True)
     assert not over(1, begun=True)
     assert not over(3, begun=False)
+
+
+def test_a_damaged_file_is_named_as_without_a_budget(tmp_path):
+    found = []
+    for k, more in enumerate(({}, {"max_memory": "2GiB"})):
+        source = tmp_path / str(k)
+        path = put(source / "trades", tape(n=5_000))
+        data = bytearray(path.read_bytes())
+        data[2_000:len(data) // 2] = bytes(len(data) // 2 - 2_000)
+        path.write_bytes(data)
+        executor = TransformExecutor(SMALL, progress=False, **more)
+        with pytest.raises(CorruptFileError) as told: executor.execute(trades(source / "trades", source / "lake"))
+        assert str(path) in str(told.value)
+        found.append(type(told.value))
+    assert found[0] is found[1]
+
+
+@pytest.mark.parametrize("extra", [{}, {"quarantine_files": True}])
+def test_rows_out_of_order_are_sorted_in_slices(tmp_path, extra):
+    "The same bytes as without a budget, for rows that were shuffled, in files of which one cannot be read."
+    day = tape(n=20_000).sample(fraction=1.0, shuffle=True, seed=1)
+    silver = []
+    for k, pieces in enumerate((None, Pieces(batch_rows=1_000, sort_rows=3_000, read_rows=700))):
+        source = tmp_path / "bronze"
+        if not k:
+            put(source, day)
+            if extra: put(source, b"PAR1 cut short", name="other.parquet")
+        job = trades(source, tmp_path / str(k))
+        if extra: job.config.inputs["trades"] = job.config.inputs["trades"].model_copy(update=extra)
+        executor = InPieces(SMALL, progress=False)
+        executor.pieces = pieces
+        with warnings.catch_warnings(action="ignore"): executor.execute(job)
+        silver.append(contents(tmp_path / str(k) / "silver"))
+    assert silver[0] == silver[1] and len(silver[0]) == 1
+
+
+class InPieces(TransformExecutor):
+    "An executor whose pieces are given."
+    pieces = None
+
+    def _run(self, job, *args):
+        super()._run(job if self.pieces is None else replace(job, pieces=self.pieces), *args)
