@@ -102,7 +102,7 @@ def test_too_small_a_budget_is_refused(bronze, tmp_path):
 def test_all_columns_in_pieces_are_the_same_bytes(bronze, tmp_path):
     flags = ("--categories", "structural,dynamic,rolling,advanced", "--symbol", SYMBOLS[1])
     found = []
-    for k, more in enumerate(((), ("--max-memory", "950MiB"))):     # batches of 65 536 and of 8 192 rows
+    for k, more in enumerate(((), ("--max-memory", "1200MiB"))):     # batches of 65 536 and of 8 192 rows
         args = ("orderbook", "--input", bronze / "orderbook", "--output", tmp_path / str(k), *flags, *more)
         done = cli(*args)
         assert done.returncode == 0, done.stderr
@@ -115,7 +115,7 @@ WORK = Work(read_bytes=700, written_bytes=1_800, group_rows=131_072, columns=220
 
 
 def test_more_memory_never_means_less_at_once():
-    plans = [Budget(m * MIB).plan(WORK, 8) for m in range(1_200, 12_000, 400)]
+    plans = [Budget(m * MIB).plan(WORK, 8) for m in range(1_400, 16_000, 400)]
     chains = [c for c, _ in plans]
     assert chains == sorted(chains) and chains[0] == 1 and chains[-1] == 8
     assert all(isinstance(p, Pieces) and p.read_rows == p.batch_rows for _, p in plans)

@@ -4,6 +4,8 @@
 
 # %% ../../nbs/40_run/00b_budget.ipynb #8ee7bc30
 from __future__ import annotations
+import ctypes
+import gc
 import os
 import re
 import resource
@@ -13,7 +15,8 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['UNITS', 'USUAL', 'MIB', 'PROCESS', 'KERNELS', 'CHAIN', 'COLUMN', 'GROUPS', 'BATCHES', 'SORTED', 'FEWEST_SORTED',
-           'FEWEST', 'MOST', 'parse_bytes', 'in_words', 'Pieces', 'Work', 'Budget', 'tree_memory', 'Admission']
+           'FEWEST', 'MOST', 'parse_bytes', 'in_words', 'Pieces', 'Work', 'Budget', 'tree_memory', 'give_back',
+           'Admission']
 
 # %% ../../nbs/40_run/00b_budget.ipynb #fd95c7fb
 _BASES = {"b": 1000, "ib": 1024}
@@ -49,8 +52,8 @@ USUAL = Pieces()            # without a budget
 # %% ../../nbs/40_run/00b_budget.ipynb #9890c8eb
 MIB = 2**20
 PROCESS = 170 * MIB         # Python with the libraries that a run needs
-KERNELS = 110 * MIB         # their compiled form, and what compiling leaves behind; once in a process that computes
-CHAIN = 100 * MIB           # what a chain holds whatever its rows are like: windows, buffers, memory not yet back
+KERNELS = 170 * MIB         # their compiled form, and what compiling leaves behind; once in a process that computes
+CHAIN = 180 * MIB           # what a chain holds whatever its rows are like: windows, buffers, memory not yet back
 COLUMN = 1.2 * MIB          # pages of one column under way to the file
 GROUPS = 1.8                # row groups of the output in memory: one that is gathered, and one that is being encoded
 BATCHES = 2.0               # batches in memory, each with what it is made into
@@ -135,6 +138,14 @@ def tree_memory() -> int:
         try: total += process.memory_info().rss
         except psutil.Error: continue       # it has ended since
     return total
+
+def give_back() -> None:
+    "Collect what nobody refers to any more, and give free memory back to the system, where the allocators know how."
+    import pyarrow as pa
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # glibc has it, others do without
+    if trim is not None: trim(0)
 
 def _resident(pid: int) -> int:
     try:
