@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
 from .base import BaseTransform, StatefulTransform, TransformContext
-from .budget import USUAL, Pieces
+from .budget import USUAL, Pieces, give_back
 from .config import FeatureConfig, FilterSpec
 from .enums import WriteMode
 from .errors import ConflictError, InputChangedError, StaleStateError
@@ -247,6 +247,7 @@ class _Try:
                  present: Mapping[str, Present]) -> tuple[UnitReport, HandOff]:
         unit, together = self.unit, self.job.together
         check_room(self.chain.targets.values(), present.values())
+        if self.job.pieces.read_rows is not None: give_back()      # what the unit before has left
         if self.stateful: self.transform.state = dict(load())
         with ExitStack() as ahead:
             work = UnitRun(unit, self.transform, self.chain.made_by, self._context(ahead), self.chain.targets, present,

@@ -225,8 +225,8 @@ def _wanted(names: list[str], contract: Contract | None, pf: PartitionFiles, ext
     return list(columns)
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #206e0976
-def _read_through(part: _Part) -> None:
-    for scan in _scans([part]):
+def _read_through(part: _Part, read_rows: int | None = None) -> None:
+    for scan in _scans([part], read_rows):
         for _ in scan.collect_batches(): pass
 
 def _damaged(pf: PartitionFiles, contract: Contract | None, fmt: DataFormat) -> DaedalusError | None:
@@ -262,12 +262,13 @@ def reading(pf: PartitionFiles, channel: str | Contract | None = None,
         raise
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #6f19d491
-def _unreadable(file: FileInfo, contract: Contract, fmt: DataFormat) -> CorruptFileError | None:
+def _unreadable(file: FileInfo, contract: Contract, fmt: DataFormat,
+                read_rows: int | None = None) -> CorruptFileError | None:
     "Why the file cannot be read to its end; None if it can, or if something else is wrong with it."
     if not file.size: return CorruptFileError("the file has 0 bytes", path=file.path)
     try:
         if fmt is DataFormat.PARQUET:
-            _read_through(_Part(file, contract, fmt))
+            _read_through(_Part(file, contract, fmt), read_rows)
         else:
             with open_bytes(file.path) as f:
                 while f.read(1 << 20): pass
@@ -278,10 +279,10 @@ def _unreadable(file: FileInfo, contract: Contract, fmt: DataFormat) -> CorruptF
         return fault if isinstance(fault, CorruptFileError) else None
     return None
 
-def set_aside_files(pf: PartitionFiles, contract: Contract,
-                    fmt: DataFormat) -> tuple[PartitionFiles, pl.DataFrame]:
+def set_aside_files(pf: PartitionFiles, contract: Contract, fmt: DataFormat,
+                    read_rows: int | None = None) -> tuple[PartitionFiles, pl.DataFrame]:
     "The files that can be read, and what the quarantine keeps of the others. Warns about each of them."
-    faults = {f.path: e for f in pf.files if (e := _unreadable(f, contract, fmt)) is not None}
+    faults = {f.path: e for f in pf.files if (e := _unreadable(f, contract, fmt, read_rows)) is not None}
     rows = []
     for file in (f for f in pf.files if f.path in faults):
         warnings.warn(f"set aside whole: {faults[file.path]}".replace(file.path, file.address), stacklevel=2)
