@@ -119,10 +119,10 @@ def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConf
     "The rows of an input that keep its contract, and all that does not; an error if that is more than a stray few."
     contract, fmt = contract_of(config, features.clock), config.format
     if contract: check_limits(pf, config.limits, fmt)       # files of others; our own are what we made them
-    pf, aside = _readable(pf, contract, config)
+    pf, aside = _readable(pf, contract, config, read_rows)
     with reading(pf, contract, fmt):
-        rows = (scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows) if pf.files
-                else pl.LazyFrame(schema=contract.schema))
+        if pf.files: rows = scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows)
+        else: rows = pl.LazyFrame(schema=contract.schema)
         if pf.size <= SMALL: rows = _kept(rows)
         found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
     judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
@@ -136,13 +136,13 @@ def _kept(rows: pl.LazyFrame) -> pl.LazyFrame:
     first = rows.head(SMALL_ROWS + 1).collect()
     return first.lazy() if first.height <= SMALL_ROWS else rows
 
-def _readable(pf: PartitionFiles, contract: Contract | None,
-              config: InputConfig) -> tuple[PartitionFiles, pl.DataFrame]:
+def _readable(pf: PartitionFiles, contract: Contract | None, config: InputConfig,
+              read_rows: int | None) -> tuple[PartitionFiles, pl.DataFrame]:
     "The files to read, bad lines noted in them, and what is set aside."
     if not (config.quarantine_files and contract):
         check_sizes(pf)
         return settle_lines(pf, contract, config.format)
-    pf, whole = set_aside_files(pf, contract, config.format)
+    pf, whole = set_aside_files(pf, contract, config.format, read_rows)
     pf, lines = settle_lines(pf, contract, config.format)
     return pf, pl.concat([whole, lines], how="diagonal")
 
