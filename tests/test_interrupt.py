@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import lakes
+import psutil
 import pytest
 from faults import NIGHTLY
 from lakes import put, tape
@@ -122,6 +123,17 @@ def test_stopped_at_a_random_moment(bronze, undisturbed, tmp_path, pool, how, tr
     assert again.communicate(timeout=PATIENCE_S) and again.returncode == 0
     assert data(lake) == whole
     assert_sound(lake, whole)
+
+
+def test_ctrl_c_while_workers_start(bronze, tmp_path):
+    "They are deaf to it from their first instruction, and so say nothing."
+    lake = tmp_path / "lake"
+    child = start(bronze, lake, "--pool", "processes")
+    wait_until(lambda: any("spawn_main" in " ".join(p.cmdline()) for p in psutil.Process(child.pid).children()), child)
+    os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=PATIENCE_S)
+    assert child.returncode == 130 and "Traceback" not in err, err
+    assert nobody_left(child.pid) and lakes.leftovers(lake) == []
 
 
 def test_the_trials_met_work_under_way():
