@@ -15,8 +15,8 @@ FLOORS = [
     (2, ["storage", "utils", "run"]),                              # run schedules steps that it cannot look into
     (2, ["features"]),                                             # never storage: features know no paths
     (4, ["transforms"]),
-    (3, ["core.executor", "core.outputs", "core.plan", "core.progress", "core.rest", "core.retry", "core.step",
-         "core.unit"]),                                            # knows no formula
+    (3, ["core.executor", "core.outputs", "core.plan", "core.progress", "core.recount", "core.rest",
+         "core.retry", "core.step", "core.unit"]),                 # knows no formula
     (6, ["sources", "explore"]),
     (7, ["runners", "cli", "frames", "lake"]),
 ]
