@@ -48,7 +48,12 @@ class Machines:
         self.start(sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", self.host, "--port", "0",
                    "--no-dashboard", "--no-jupyter", "--scheduler-file", str(self.folder / "scheduler.json"),
                    DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1")      # so that Dask gives up soon, and we go on
-        wait_until(lambda: (self.folder / "scheduler.json").exists() and self.address)
+        wait_until(self.listens)
+
+    def listens(self) -> bool:
+        "Whether the scheduler has written all of its file."
+        try: return bool(self.address)
+        except (FileNotFoundError, ValueError): return False
 
     def workers(self, n: int, *options: str, inside: tuple[str, ...] = (), host: str | None = None,
                 **env) -> subprocess.Popen:
