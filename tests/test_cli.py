@@ -365,10 +365,10 @@ def test_interrupted(tmp_path, number):
     seen = len(files(silver))
     out, err = job.communicate(timeout=60)
     done = files(silver)
-    assert job.returncode in ([130] if number == signal.SIGINT else [143, -number]), (out, err)
+    assert job.returncode == 130, (out, err)
     assert "Traceback" not in err
     assert all(pl.read_parquet(silver / f, hive_partitioning=False).height == 360 for f in done)
-    assert number == signal.SIGTERM or lakes.leftovers(tmp_path / OUT) == []     # who is killed cannot clean up
+    assert lakes.leftovers(tmp_path / OUT) == []
     assert len(done) <= seen + 8 < len(hours), f"{len(done)} partitions done, {seen} at the time of the signal"
 
 

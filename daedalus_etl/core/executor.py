@@ -5,12 +5,12 @@
 # %% ../../nbs/40_run/03_executor.ipynb #6e7234be
 from __future__ import annotations
 import os
-import pickle
 import sys
 import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -159,7 +159,7 @@ def _check_travels(transform: BaseTransform) -> None:
     if type(transform).__module__ == "__main__" and not hasattr(module, "__file__"):
         raise ConfigError(f"the class {type(transform).__name__} lives in a notebook, where no other process finds it",
                           fix="Put it into a module, or use the pool 'threads'.")
-    try: pickle.dumps(transform)
+    try: ForkingPickler.dumps(transform)
     except Exception as e:
         raise ConfigError(f"the transform {transform.config.name!r} cannot be sent to another process: {e}",
                           fix="Keep what cannot be pickled out of it, or use the pool 'threads'.") from e
