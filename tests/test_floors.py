@@ -8,7 +8,7 @@ PKG = Path(__file__).resolve().parents[1] / "daedalus_etl"
 
 # floor: (highest floor below it that it may import, its modules). A name stands for all that lies below it.
 FLOORS = [
-    (0, ["core.__init__", "core.enums", "core.errors", "core.redact", "core.render"]),
+    (0, ["core.__init__", "core.enums", "core.errors", "core.redact", "core.render", "core.travel"]),
     (0, ["core.budget", "core.lazy", "core.levels", "core.state", "core.model", "core.yaml", "core.config",
          "core.filters", "core.feature_config", "core.steps", "config"]),
     (1, ["core.base", "core.registry", "core.catalog", "core.report"]),

@@ -148,7 +148,9 @@ def test_no_pickle_and_no_code_from_data():
     "The package neither unpickles nor evaluates: a walk over its syntax."
     files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 40
-    assert [(str(p), *r) for p in files for r in risks(p.read_text(encoding="utf-8"))] == []
+    found = [(p.relative_to(PACKAGE).as_posix(), what)
+             for p in files for _, what in risks(p.read_text(encoding="utf-8"))]
+    assert found == [("core/travel.py", "pickle")]      # copies, made in memory, of what goes to worker processes
 
 
 @pytest.mark.parametrize("source", [

@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -27,6 +26,7 @@ from .report import RunReport, UnitReport
 from .rest import Rest, unpublished
 from .step import Job, Together, finish, recover_outputs, step
 from ..run.cluster import as_pool, is_cluster
+from .travel import travelled
 from ..run.local import Borrowed, Pool, Processes, Threads
 from ..run.signals import AtOnce, stop_on
 from ..storage import doctor
@@ -159,7 +159,7 @@ def _check_travels(transform: BaseTransform) -> None:
     if type(transform).__module__ == "__main__" and not hasattr(module, "__file__"):
         raise ConfigError(f"the class {type(transform).__name__} lives in a notebook, where no other process finds it",
                           fix="Put it into a module, or use the pool 'threads'.")
-    try: ForkingPickler.dumps(transform)
+    try: travelled(transform)
     except Exception as e:
         raise ConfigError(f"the transform {transform.config.name!r} cannot be sent to another process: {e}",
                           fix="Keep what cannot be pickled out of it, or use the pool 'threads'.") from e

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/40_run/00_report.ipynb #41310749
 from __future__ import annotations
-import pickle
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import polars as pl
 from .redact import redact
 from .render import (
     MAX_CELL, Markup, block, clip, fold, html, html_table, md, md_code, md_table)
+from .travel import travelled
 
 # %% auto #0
 __all__ = ['Status', 'COUNTS', 'SHOWN', 'WHOLE', 'FOLDED', 'UnitReport', 'Elsewhere', 'RunReport', 'summary', 'html_summary']
@@ -63,7 +63,7 @@ class Elsewhere(Exception):
 
 def _travelling(error: BaseException) -> BaseException:
     "The error, or one that says the same if it cannot be pickled, or not be read again."
-    try: return error if type(pickle.loads(pickle.dumps(error))) is type(error) else RuntimeError(str(error))
+    try: return error if type(travelled(error)) is type(error) else RuntimeError(str(error))
     except Exception: return RuntimeError(redact(f"{type(error).__name__}: {error}"))
 
 # %% ../../nbs/40_run/00_report.ipynb #84ccb209

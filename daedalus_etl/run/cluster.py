@@ -6,7 +6,6 @@
 from __future__ import annotations
 import hashlib
 import os
-import pickle
 import sys
 import time
 import uuid
@@ -21,15 +20,16 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any
 from ..core.errors import (
-    ClusterError, ConfigError, MissingExtraError, StorageError, TransformError, WorkerLostError)
+    ClusterError, ConfigError, MissingExtraError, StorageError, WorkerLostError)
 from ..core.report import UnitReport
+from ..core.travel import travelled
 if TYPE_CHECKING: from distributed import Client, Future
 
 # %% auto #0
 __all__ = ['LIBRARIES', 'SAME', 'WINDOW', 'SEGMENT', 'RETRIES', 'RESUBMITS', 'PAUSE_S', 'POLL_S', 'PATIENCE_S', 'AGAIN', 'FIRST',
            'CONNECT_S', 'versions', 'code_of', 'Marks', 'marked', 'not_shared', 'Orders', 'ordered', 'one',
-           'check_worker', 'check_code', 'differences', 'portable', 'Course', 'Flight', 'at_work', 'passes', 'lost',
-           'DaskPool', 'introduce', 'shared_folders', 'is_cluster', 'as_pool', 'local_cluster']
+           'check_worker', 'check_code', 'differences', 'Course', 'Flight', 'at_work', 'passes', 'lost', 'DaskPool',
+           'introduce', 'shared_folders', 'is_cluster', 'as_pool', 'local_cluster']
 
 # %% ../../nbs/35_run/01_cluster.ipynb #37471dad
 def _sources() -> str:
@@ -113,7 +113,7 @@ def one(orders: Orders, unit: Any, before: Any) -> tuple[UnitReport, Any]:
     check_worker(orders.made, orders.marks)
     check_code(orders.job.transform, orders.code)
     report, after = orders.step(orders.job, unit, before[1])
-    return portable(report), pickle.loads(pickle.dumps(after))
+    return report, travelled(after)
 
 @lru_cache(maxsize=64)
 def check_worker(made: tuple[tuple[str, str], ...], marks: Marks) -> None:
@@ -141,12 +141,6 @@ def _here() -> str:
     from distributed import get_worker
     try: return f"the worker {get_worker().address}"
     except ValueError: return "this process"
-
-def portable(report: UnitReport) -> UnitReport:
-    "The report as another process can read it: an error that does not survive the way is told in words."
-    try: pickle.loads(pickle.dumps(report.error))
-    except Exception: return replace(report, error=TransformError(report.reason))
-    return report
 
 # %% ../../nbs/35_run/01_cluster.ipynb #a71e99a3
 WINDOW = 4000                  # tasks under way, at most
