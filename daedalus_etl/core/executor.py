@@ -87,11 +87,10 @@ class TransformExecutor:
     def _pool_for(self, job: Job) -> Pool:
         "Where the job's chains run; `ConfigError` for what must stay in this process, or cannot leave it."
         if job.limited: return Threads(1)
-        if job.dry_run: return Threads(self.workers)
-        if isinstance(self.pool, Threads): return self.pool
         if job.at_once and not shares_memory(self.pool):
             raise ConfigError("the run is published as one (mode overwrite, or atomic: run)",
                               expected="the pool threads, which keeps its changes until the end")
+        if job.dry_run: return Threads(self.workers)
         if isinstance(self.pool, Processes): _check_travels(job.transform)
         return self.pool
 

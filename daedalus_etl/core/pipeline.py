@@ -35,6 +35,7 @@ class StepReport:
     report: RunReport | None = None        # none: it was not begun
     error: Exception | None = None         # the first one, if it failed
     note: str = ""                         # why it was left out, or what it has to go on with
+    empty: bool = False                    # its filter selects nothing of what the run is for: nothing is missing
 
     def __post_init__(self): self.note = redact(self.note)
 
@@ -51,6 +52,7 @@ class StepReport:
     @property
     def incomplete(self) -> bool:
         "Something that it should write is not written, or, in a plan, will not be."
+        if self.empty: return False
         return self.error is not None or self.report is None or bool(self.counts["failed"] + self.counts["conflict"])
 
     @property
@@ -254,7 +256,7 @@ class _Pass:
         if must := [n for n in lacking if n in step.after]:
             return StepReport(step, note=f"needs {', '.join(must)} to succeed")
         try: spec = narrowed(step.filter, self.asked)
-        except EmptyMatchError as e: return StepReport(step, note=str(e))
+        except EmptyMatchError as e: return StepReport(step, note=str(e), empty=True)
         suspects = [s.step for s in before if s.incomplete or self.limit]
         if absent := self._absent(step, spec, suspects): return StepReport(step, note=f"waits for {', '.join(absent)}")
         note = f"goes on with what {', '.join(lacking)} published" if lacking else ""

@@ -7,10 +7,10 @@ __all__ = ['CHANNELS', 'Outputs', 'features_config', 'bars_config', 'Step', 'tra
            'default_steps', 'steps_of', 'chosen', 'narrowed']
 
 # %% ../../nbs/00_core/03a_steps.ipynb #817fda9d
+import os
 import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from pydantic import ValidationError
 from daedalus_etl.core.config import (
     DaedalusConfig, FeatureConfig, FilterSpec, InputConfig, OutputConfig, StepConfig, StepInput, StorageConfig,
@@ -70,7 +70,7 @@ class Step:
 
     def writes(self, path: str) -> bool:
         "Whether `path` is one of its outputs or lies below it."
-        return any(_within(_normal(path), _normal(o.path)) for o in self.config.outputs.values())
+        return any(_within(_real(path), _real(o.path)) for o in self.config.outputs.values())
 
 def _fault(text: str, *loc: str | int) -> FaultAt: return FaultAt(text, "pipeline", *loc)
 
@@ -111,16 +111,17 @@ def _input_path(text: str, made: Outputs, storage: StorageConfig, *loc: str) -> 
         raise _fault(f"{text!r} is no step. {did_you_mean(text, made)} A folder of that name is ./{text}", *loc)
     return _filled(text, storage, *loc)
 
-def _normal(path: str) -> str:
-    return path.rstrip("/") if "://" in path else posixpath.normpath(PurePath(path).as_posix())
+def _real(path: str) -> str:
+    "One spelling for every place: `lake` and `/data/lake` may be the same folder."
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
 
 def _within(path: str, folder: str) -> bool:
-    "Whether `path` is `folder` or lies below it; both normal."
+    "Whether `path` is `folder` or lies below it; both in the one spelling."
     return path == folder or path.startswith(f"{folder}/")
 
 def _makers(path: str, made: Outputs) -> dict[str, OutputConfig]:
     "Steps in whose output `path` lies, with that output."
-    return {s: o for s, outs in made.items() for o in outs.values() if _within(_normal(path), _normal(o.path))}
+    return {s: o for s, outs in made.items() for o in outs.values() if _within(_real(path), _real(o.path))}
 
 # %% ../../nbs/00_core/03a_steps.ipynb #c1b65940
 _OWN = ("compression", "compression_level", "row_group_size", "mode", "key_cols", "format")      # of a step's outputs
@@ -140,8 +141,10 @@ def _outputs(name: str, step: StepConfig, storage: StorageConfig) -> dict[str, O
 def _inputs(name: str, step: StepConfig, made: Outputs, storage: StorageConfig, fmt: str,
             trades: str | None) -> dict[str, InputConfig]:
     "The step's inputs; those of features are bronze, those of bars the channel that the step is called after."
-    if step.inputs: return {n: _input(n, i, made, storage, fmt, name) for n, i in step.inputs.items()}
     kind = transform_of(name, step)
+    if step.inputs:
+        found = {n: _input(n, i, made, storage, fmt, name) for n, i in step.inputs.items()}
+        return found if trades is None or kind != "orderbook_features" else _beside(found, trades, storage, fmt)
     if (channel := kind.removesuffix("_features")) in CHANNELS:
         return dict(features_config(channel, storage, fmt=fmt, trades=trades).inputs)
     channel = name.removesuffix("_bars")
@@ -149,6 +152,13 @@ def _inputs(name: str, step: StepConfig, made: Outputs, storage: StorageConfig, 
         raise _fault("missing; expected steps or paths by the names that the transform gives its inputs, such as "
                      "{silver: trades}", name, "inputs")
     return dict(bars_config(channel, storage, _made_at(channel, made, name, "inputs")).inputs)
+
+def _beside(inputs: dict[str, InputConfig], trades: str, storage: StorageConfig, fmt: str) -> dict[str, InputConfig]:
+    "The inputs of books with the trades that were asked for in the place of the declared ones; none if that is empty."
+    books = {n: i for n, i in inputs.items() if n != "trades"}
+    if not trades: return books
+    rules = {"quarantine_files": storage.quarantine_files, "limits": storage.limits}
+    return books | {"trades": InputConfig(name="trades", path=trades, format=fmt, **rules)}
 
 def _input(key: str, given: StepInput, made: Outputs, storage: StorageConfig, fmt: str, step: str) -> InputConfig:
     path = _input_path(given.path, made, storage, step, "inputs", key)
@@ -168,10 +178,10 @@ def _features(name: str, step: StepConfig, features: FeatureConfig) -> FeatureCo
 
 # %% ../../nbs/00_core/03a_steps.ipynb #01112db6
 def _check_writers(made: Outputs) -> None:
-    places = [(s, n, _normal(o.path)) for s, outs in made.items() for n, o in outs.items()]
+    places = [(s, n, o.path.rstrip("/")) for s, outs in made.items() for n, o in outs.items()]
     for k, (step, name, place) in enumerate(places):
         for other, _, there in places[:k]:
-            if _within(place, there) or _within(there, place):
+            if _within(_real(place), _real(there)) or _within(_real(there), _real(place)):
                 text = "which writes there, too" if other != step else "its own other output"
                 raise _fault(f"{place} is one place with {there} of step {other!r}, {text}", step, "outputs", name)
 
@@ -248,6 +258,7 @@ def chosen(steps: Sequence[Step], names: Collection[str] = (), *, only: bool = F
     by_name = {s.name: s for s in steps}
     for n in names:
         if n not in by_name: raise ConfigError(f"there is no step {n!r}", fix=did_you_mean(n, by_name))
+    if only and not names: raise ConfigError("only, and no steps", expected="names of steps, such as run trades --only")
     wanted = set(names) or {s.name for s in steps if s.enabled}
     for s in reversed(steps) if names and not only else ():
         if s.name in wanted: wanted |= {n for n in s.before if by_name[n].enabled}
@@ -262,7 +273,10 @@ def narrowed(own: FilterSpec | None, asked: FilterSpec | None) -> FilterSpec | N
         one = own if asked.symbol is None else asked
         both |= {"symbol": one.symbol, "normalize_quotes": one.normalize_quotes}
     else: both["symbol"] = _common("symbol", *(tuple(f.spellings()) for f in (own, asked)))
-    return FilterSpec(**both, start_date=max(starts, default=None), end_date=min(ends, default=None))
+    start, end = max(starts, default=None), min(ends, default=None)
+    if start and end and start > end:
+        raise EmptyMatchError(f"the step and the run have no day in common: one begins on {start}, one ends on {end}")
+    return FilterSpec(**both, start_date=start, end_date=end)
 
 def _common(key: str, one: object, other: object) -> object:
     if one is None or other is None: return other if one is None else one

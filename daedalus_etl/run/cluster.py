@@ -390,8 +390,9 @@ def is_cluster(pool: Any) -> bool:
     if isinstance(pool, str): return "://" in pool
     return any(c.__module__.partition(".")[0] == "distributed" for c in type(pool).__mro__)
 
-def as_pool(cluster: Any, *, timeout_s: float = CONNECT_S) -> DaskPool:
-    """The pool of a Dask client, of a cluster object, or of a scheduler's address; `"local"` starts a cluster here.
+def as_pool(cluster: Any, *, timeout_s: float = CONNECT_S, workers: int | None = None) -> DaskPool:
+    """The pool of a Dask client, of a cluster object, or of a scheduler's address; `"local"` starts a cluster here, of
+    so many `workers` (one for each core).
 
     Use it as a context manager, or `close` it: then what was opened for it is closed, a client of yours is not."""
     try: from distributed import Client
@@ -399,7 +400,7 @@ def as_pool(cluster: Any, *, timeout_s: float = CONNECT_S) -> DaskPool:
     if isinstance(cluster, DaskPool): return cluster
     if isinstance(cluster, Client): return DaskPool(_usable(cluster))
     with ExitStack() as opened:
-        if cluster == "local": cluster = opened.enter_context(local_cluster())
+        if cluster == "local": cluster = opened.enter_context(local_cluster(workers))
         address = getattr(cluster, "scheduler_address", cluster)
         pool = DaskPool(opened.enter_context(_connected(address, timeout_s)))
         pool._owned = opened.pop_all()

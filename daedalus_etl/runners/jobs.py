@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PIPELINE_FLAGS', 'executor_of', 'cluster_at', 'run_job', 'features_job', 'bars_job', 'pipeline_of', 'plan_pipeline',
-           'pipeline', 'print_pipeline', 'CHANNELS', 'bars_config', 'features_config']
+           'pipeline', 'raised', 'print_pipeline', 'CHANNELS', 'bars_config', 'features_config']
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #ba48cdf8
 _all_ = ["CHANNELS", "bars_config", "features_config"]
@@ -42,13 +42,16 @@ def _pool_of(args: argparse.Namespace) -> Any:
     "What the flags name to compute on; a cluster is not asked for what is done here anyway."
     if getattr(args, "dask", None) is None: return args.pool
     if args.pool: raise ConfigError(f"--pool {args.pool} and --dask {args.dask}", expected="one of the two")
-    return None if args.dry_run or args.limit else cluster_at(args.dask)
+    if args.workers and args.dask != "local":
+        raise ConfigError(f"--workers {args.workers} and --dask {args.dask}",
+                          expected="the cluster's own number of workers; --workers goes with --dask local")
+    return None if args.dry_run or args.limit else cluster_at(args.dask, args.workers)
 
 @cache
-def cluster_at(address: str) -> DaskPool:
-    "The pool of a cluster, connected once in this process and left at its end."
+def cluster_at(address: str, workers: int | None = None) -> DaskPool:
+    "The pool of a cluster, connected once in this process and left at its end; `workers`: of a `local` one."
     from daedalus_etl.run.cluster import as_pool
-    pool = as_pool(address)
+    pool = as_pool(address, workers=workers)
     atexit.register(pool.close)
     return pool
 
@@ -97,7 +100,7 @@ def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> PipelineRepo
     if args.dry_run:
         report = plan_pipeline(args, settings)
         print_pipeline(report)
-        return _raised(report)
+        return raised(report)
     steps = pipeline_of(args, settings)
     try: report = steps.run(filter_of(args), args.limit, executor=executor_of(settings, args), told=_tell, **_how(args))
     except Exception as e:
@@ -110,10 +113,11 @@ def pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> PipelineRepo
 def _how(args: argparse.Namespace) -> dict:
     return dict(cold_start=args.cold_start, state_path=args.state_path, replace=args.replace)
 
-def _raised(report: PipelineReport) -> PipelineReport:
+def raised(report: PipelineReport) -> PipelineReport:
+    "The report, which is printed already, or the first error in it."
     try: return report.raise_first()
     except Exception as e:
-        e.report = None                     # it is printed already
+        e.report = None
         raise
 
 def _tell(done: StepReport) -> None:

@@ -82,7 +82,7 @@ def status(args: argparse.Namespace) -> None:
     _show(pl.DataFrame([row for step in report.steps for row in _datasets(step)]), "nothing to see")
     if (reasons := report.reasons()).height: _show(reasons, "")
     _show_left(settings.storage.output_root)
-    report.raise_first()
+    jobs.raised(report)
 
 STATES = ("done", "new", "changed", "stale", "conflict", "vanished", "failed", "skipped")
 
