@@ -87,7 +87,7 @@ def silver(source: Path, channel: str, lake: Path, features=None) -> dict:
     config = features_config(channel, StorageConfig(output_root=str(lake)), str(source / channel))
     report = TransformExecutor(features, progress=False).execute(create_transform(config.name, config))
     return {"rows": report["write_stats"]["silver"]["rows"], "bytes_out": report["write_stats"]["silver"]["bytes"],
-            "bytes_in": sum(map(os.path.getsize, files(source, channel)))}
+            "bytes_in": sum(os.path.getsize(f) for name in config.inputs for f in files(source, name))}
 
 
 def copied(rows, sample, target: Path) -> int:

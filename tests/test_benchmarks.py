@@ -295,7 +295,7 @@ def test_speedup_is_amdahls():
 def test_terabytes_requests_and_rates_by_hand():
     told = cost.estimate(MEASURED, PLAN)
     assert told["storage_tb"] == pytest.approx({"bronze": 0.002, "silver": 0.001, "gold": 0.0002})
-    assert told["requests"] == {"LIST": 40 * 8, "GET": 40 * 8, "PUT": 40 * 15}
+    assert told["requests"] == {"LIST": 40 * 13, "GET": 40 * 8, "PUT": 40 * 12}
     moved = 20 * (100 + 2 * 50 + 10)                                          # MB: silver is written and read
     assert told["cores"]["1"]["mb_s"] == pytest.approx(moved / (40 * 3600))
     assert list(told["cores"]) == ["1", "16", "50", "128"]

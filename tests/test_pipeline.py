@@ -407,6 +407,39 @@ def test_missing_input_is_one_steps_fault(home):
     with pytest.raises(Exception, match="raw/ticker: no such folder"): plan(pipeline(home, steps)).raise_first()
 
 
+def test_a_step_that_is_not_meant_keeps_nobody_waiting(home):
+    "A filter that meets nothing of the run is no failure: what depends on the step goes on."
+    steps = {"ticker": {"filter": {"symbol": "ETH/USDT"}}, "trades": {"depends_on": ["ticker"]}}
+    report = run(pipeline(home, steps), FilterSpec(symbol="BTC/USDT"))
+    assert status(report) == {"ticker": "skipped", "trades": "written"}
+    apart = {"ticker": {"filter": {"start_date": "2024-08-20"}}, "trades": {}}
+    report = run(pipeline(home, apart), FilterSpec(end_date="2024-08-10"))
+    assert status(report)["ticker"] == "skipped" and "no day in common" in report.steps[0].note
+    assert status(report)["trades"] in ("written", "done")
+
+
+def test_places_are_the_same_in_any_spelling(home, monkeypatch):
+    monkeypatch.chdir(home)
+    steps = {"bars": {"transform": "bars", "inputs": {"silver": f"{home}/lake/silver/trades"}}, "trades": {}}
+    storage = {"input_root": "raw", "output_root": "lake"}
+    p = Pipeline.from_config(DaedalusConfig(features=QUICK, pipeline=steps, storage=storage))
+    assert p.order == ["trades", "bars"]
+    both = {"trades": {}, "again": {"transform": "trades_features", "inputs": {"trades": "raw/trades"},
+                                    "outputs": {"silver": f"{home}/lake/silver/trades"}}}
+    with pytest.raises(ConfigError, match="is one place with"):
+        Pipeline.from_config(DaedalusConfig(features=QUICK, pipeline=both, storage=storage))
+
+
+@pytest.mark.parametrize(("trades", "inputs"), [
+    (None, {"orderbook": "raw/orderbook", "trades": "raw/trades"}), ("", {"orderbook": "raw/orderbook"}),
+    ("elsewhere", {"orderbook": "raw/orderbook", "trades": "elsewhere"})])
+def test_trades_that_are_asked_for_replace_those_that_are_declared(trades, inputs):
+    steps = {"orderbook": {"inputs": {"orderbook": "{input}/orderbook", "trades": "{input}/trades"}}}
+    config = DaedalusConfig(pipeline=steps, storage={"input_root": "raw", "output_root": "lake"})
+    (step,) = steps_of(config, trades=trades)
+    assert {n: i.path for n, i in step.config.inputs.items()} == inputs
+
+
 def test_errors_of_own_transforms_stop_only_what_needs_them(home):
     own = {"transform": "stumbles", "inputs": {"trades": "{input}/trades"}, "outputs": {"silver": "{output}/silver/o"}}
     with pytest.raises(ValueError, match="no ETH here") as caught:
@@ -519,6 +552,21 @@ def test_status_knows_what_is_to_come(home, monkeypatch, capsys):
     assert main(home, monkeypatch, "status", "bars") == 0
     rows = [[w.strip() for w in line.strip("│").split("┆")] for line in capsys.readouterr().out.splitlines()]
     assert ["bars", "lake/gold/bars/900s", "2", "2"] in [r[:4] for r in rows]
+
+
+def test_status_says_what_cannot_be_planned(home, monkeypatch, capsys):
+    config_file(home)
+    shutil.rmtree(home / "raw/ticker")
+    assert main(home, monkeypatch, "status") == 2
+    said, err = capsys.readouterr()
+    assert "lake/silver/trades" in said and "raw/ticker: no such folder" in err and "Traceback" not in err
+    assert main(home, monkeypatch, "run", "--only") == 2 and "names of steps" in capsys.readouterr().err
+
+
+def test_bars_on_other_clocks_are_refused(home):
+    report = run_on(pipeline(home, {"trades": {}, "bars": BARS}, bars=[{"type": "volume", "threshold": 10}]))
+    assert status(report) == {"trades": "written", "bars": "failed"}
+    assert "volume-10" in str(report.failed[0].error) and "time bars" in str(report.failed[0].error)
 
 
 def test_input_and_output_of_the_command_line(home, monkeypatch):

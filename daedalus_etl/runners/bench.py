@@ -46,7 +46,7 @@ def suite(*places: str | Path) -> Path:
     raise InputNotFoundError(
         "the benchmarks are not part of an installed package", path=looked[-1] / "benchmarks",
         expected="the folder `benchmarks` of the project's source",
-        fix="Clone the project, `pip install -e '.[bench]'` in it, and run `daedalus bench` or `make bench` there.")
+        fix="Clone the project, `pip install -e '.[dev,bench]'` in it, and run `daedalus bench` or `make bench` there.")
 
 def bench(args: argparse.Namespace) -> None:
     "Measure this package beside the I/O floor and beside peers (in a clone)."

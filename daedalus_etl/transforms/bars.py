@@ -13,7 +13,7 @@ from ..core.base import StatefulTransform, TransformContext
 from ..core.budget import USUAL, Pieces
 from ..core.catalog import Catalogue, schema_of
 from ..core.config import FeatureConfig, TransformConfig
-from ..core.errors import SchemaError
+from ..core.errors import ConfigError, SchemaError
 from ..core.lazy import lazy_source
 from ..core.registry import register_transform
 from ..features.bars import BOOK_ROW, BarsProcessor, check_book_row, fill_empty_bars
@@ -113,7 +113,10 @@ class BarAggregationTransform(StatefulTransform):
         return float(max(features.bar_durations))
 
     def datasets(self, context: TransformContext) -> list[str]:
-        "`gold/60s`, `gold/300s`, ..."
+        "`gold/60s`, `gold/300s`, ...; `ConfigError` if bars on another clock than time are asked for."
+        if others := context.feature_config.bars:
+            raise ConfigError(f"features.bars asks for {', '.join(b.label for b in others)}",
+                              expected="time bars (bar_durations): this version makes no others")
         return [f"{self.output}/{d}s" for d in context.feature_config.bar_durations]
 
     def transform(self, inputs: dict[str, pl.LazyFrame], context: TransformContext) -> dict[str, pl.LazyFrame]:
