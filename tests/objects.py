@@ -106,12 +106,14 @@ Answer = tuple[int, bytes]
 class Proxy:
     """Passes requests on to a store, without the headers `strip`; `answer` (method, path) may answer in its place.
 
-    `loses` (method, path): the store does what it is asked for, and its answer is lost. `seen` holds (method, path) of
-    all requests."""
+    `loses` (method, path): the store does what it is asked for, and its answer is lost. `edit` (method, path, body)
+    gives the body that is passed back. `seen` holds (method, path) of all requests."""
     def __init__(self, upstream: str, strip: tuple[str, ...] = (),
                  answer: Callable[[str, str], Answer | None] = lambda method, path: None,
-                 loses: Callable[[str, str], bool] = lambda method, path: False):
+                 loses: Callable[[str, str], bool] = lambda method, path: False,
+                 edit: Callable[[str, str, bytes], bytes] = lambda method, path, body: body):
         self.upstream, self.strip, self.answer, self.loses = upstream.removeprefix("http://"), strip, answer, loses
+        self.edit = edit
         self.seen: list[tuple[str, str]] = []
         handler = type("Handler", (_Handler,), {"proxy": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -145,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             got = upstream.getresponse()
             status, headers, body = got.status, got.getheaders(), got.read()
             if self.proxy.loses(self.command, self.path): return self._send(502, [], b"")
-            self._send(status, headers, body)
+            self._send(status, headers, self.proxy.edit(self.command, self.path, body))
         finally: upstream.close()
 
     def _send(self, status, headers, body):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from daedalus_etl import cli
 from daedalus_etl.core.config import FeatureConfig, FilterSpec, OutputConfig
 from daedalus_etl.core.enums import DataFormat, WriteMode
 from daedalus_etl.core.errors import ConfigError, ConflictError, StorageError
-from daedalus_etl.storage import object_lake
+from daedalus_etl.storage import object_lake, object_verify
 from daedalus_etl.storage.lineage import lineage
 from daedalus_etl.storage.object_lake import StagedObject
 from daedalus_etl.storage.objects import head, put, read, remove, walk
@@ -335,6 +336,32 @@ def test_of_two_appends_of_different_inputs_none_stays_unseen(tmp_path, bucket, 
     assert told and len(left) == 2 - len(told)
 
 
+def loses_first(proxied: set):
+    "Of the data's objects: the answer to the first PUT at each key is lost."
+    def loses(method, path):
+        new = method == "PUT" and "silver" in path and ".daedalus" not in path and path not in proxied
+        if new: proxied.add(path)
+        return new
+    return loses
+
+
+def test_of_two_appends_whose_answers_are_lost_none_stays_unseen(tmp_path, bucket, store_server, monkeypatch):
+    for name, n in (("a", 100), ("b", 200)): lakes.put(tmp_path / name, tape(8).head(n), 8)
+    at_the_same_time(monkeypatch, 2)
+    def append(name): return run(lakes.trades(tmp_path / name, f"{bucket}/lake", mode=WriteMode.APPEND))
+    with watched(monkeypatch, store_server, loses=loses_first(lost := set())):
+        results = race(*(lambda n=n: append(n) for n in "ab"))
+    told = [r for r in results if isinstance(r, ConflictError)]
+    assert told and lost and len(sums(f"{bucket}/lake", TRADES)) == 2 - len(told)
+
+
+def test_an_append_whose_answer_is_lost_is_done(tmp_path, bucket, store_server, monkeypatch):
+    lakes.put(tmp_path / "a", tape(8), 8)
+    with watched(monkeypatch, store_server, loses=loses_first(lost := set())):
+        report = run(lakes.trades(tmp_path / "a", f"{bucket}/lake", mode=WriteMode.APPEND))
+    assert statuses(report) == ["written"] and len(lost) == len(sums(f"{bucket}/lake", TRADES)) == 1
+
+
 def test_a_limited_run_writes_to_scratch(bronze, bucket):
     report = run(lakes.trades(bronze, f"{bucket}/lake"), limit_rows=100)
     assert report.targets == {"silver": f"{bucket}/lake/.daedalus/scratch/silver/trades"}
@@ -344,7 +371,8 @@ def test_a_limited_run_writes_to_scratch(bronze, bucket):
 
 # ------------------------------------------------------------------------------- beside the data: rows, states
 
-def test_quarantined_rows_lie_beside_the_lake(tmp_path, bucket):
+@pytest.mark.parametrize("lossy", [False, True])
+def test_quarantined_rows_lie_beside_the_lake(tmp_path, bucket, store_server, monkeypatch, lossy):
     source, features = tmp_path / "trades", FeatureConfig(rolling_windows=(5,), max_bad_fraction=0.5)
     bad = tape(8).with_columns(price=pl.when(pl.col("trade_id") == pl.col("trade_id").last()).then(-1.0)
                                .otherwise(pl.col("price")))
@@ -357,7 +385,10 @@ def test_quarantined_rows_lie_beside_the_lake(tmp_path, bucket):
     assert name == f"{place}/{leaf(8)}/rows-{key[:16]}.parquet"
     assert_frame_equal(rows_of(f"{bucket}/lake/{place}"), lakes.dataset(tmp_path / "lake" / place))
     lakes.put(source, tape(8), 8)
-    run(lakes.trades(source, f"{bucket}/lake"), features=features)
+    lost = set()
+    with watched(monkeypatch, store_server, loses=loses_first(lost) if lossy else lambda *_: False):
+        run(lakes.trades(source, f"{bucket}/lake"), features=features)
+    assert bool(lost) is lossy
     assert sums(f"{bucket}/lake", place) == {}                               # the old result's go with it
 
 
@@ -556,6 +587,41 @@ def test_gc_removes_what_no_result_names(tmp_path, bucket, capsys):
     assert verify(lake)["fault"].to_list() == [""] * 2
     assert set(statuses(run(lakes.trades(source, lake)))) == {"done"}
     with pytest.raises(ConfigError, match="by hand"): gc(lake, vanished=True)
+
+
+def test_gc_leaves_what_was_put_again_meanwhile(tmp_path, bucket, monkeypatch):
+    "A run that wants an old artifact puts it anew: same bytes, same tag, only its time is another."
+    lakes.put(tmp_path / "trades", tape(8), 8)
+    lake = f"{bucket}/lake"
+    run(lakes.trades(tmp_path / "trades", lake))
+    [state, record] = [o.url for o in walk(f"{lake}/.daedalus") if o.name.endswith((".state", ".json"))][::-1]
+    remove(f"{lake}/{TRADES}/{leaf(8)}/part-0.parquet")
+    time.sleep(1.1)                                                          # a store's clock has whole seconds
+    footers = object_verify._unneeded
+    def late(*args):
+        found = list(footers(*args))
+        put(state, read(state))
+        yield from found
+    monkeypatch.setattr(object_verify, "_unneeded", late)
+    assert gc(lake, min_age_s=0)["path"].to_list() == [record.removeprefix(f"{lake}/")]
+    assert head(state) is not None and head(record) is None
+
+
+@pytest.mark.parametrize("name", ["states/trades", "lineage/trades", "quarantine/trades", "scratch/trades", "trades"])
+def test_gc_knows_a_thing_by_its_place_and_its_name(tmp_path, bucket, name):
+    lake = f"{bucket}/lake"
+    lakes.put(tmp_path / "trades", tape(8), 8)
+    run(lakes.trades(tmp_path / "trades", lake))
+    data, meta = f"{lake}/{TRADES}/{leaf(8)}/part-0.parquet", f"{lake}/.daedalus/{name}"
+    put(f"{lake}/{name}/{leaf(8)}/part-0.parquet", read(data))
+    theirs = [f"{meta}/{n}" for n in (
+        f"lineage/{'a' * 64}.json", "notes/mine.json", f"quarantine/{leaf(8)}/rows.parquet",
+        f"quality/{leaf(8)}/profile.parquet", f"quality/{leaf(8)}/rows-{'0' * 16}.parquet", "states/readme.txt")]
+    old = [f"{meta}/{n}" for n in (f"lineage/{'0' * 64}.{'1' * 16}.json", f"states/{'0' * 64}.state",
+                                   f"quarantine/{leaf(8)}/rows-{'0' * 16}.parquet")]
+    for url in (*theirs, *old): put(url, b"x")
+    assert sorted(f"{lake}/{p}" for p in gc(lake, min_age_s=0)["path"]) == sorted(old)
+    assert verify(lake)["file"].len() == 2 and all(map(head, theirs))
 
 
 def test_status_of_a_lake_on_a_bucket(bronze, bucket, capsys):

@@ -18,6 +18,9 @@ SECRET_NAME = re.compile(_NAME, re.IGNORECASE)  # names of settings and variable
 PATTERNS = [  # (pattern, what stands in its place)
     (re.compile(r'\b(?:AKIA|ASIA)[0-9A-Z]{16}\b'), HIDDEN),
     (re.compile(r'(\b[a-z][a-z0-9+.-]*://)[^\s/@\'"]+@', re.IGNORECASE), rf'\1{HIDDEN}@'),
+    # a password with a slash in it; what is a number up to the slash is a port, but no bucket has one
+    (re.compile(r'(\b(?:(?:s3a?|gs|gcs|az|azure|adl|abfss?)://(?=[^\s/:]*:)|[a-z][a-z0-9+.-]*://(?=[^\s/:]*:(?!\d+/))))'
+                r'[^\s/@\'":]+:[^\s@\'"]*@', re.IGNORECASE), rf'\1{HIDDEN}@'),
     (re.compile(r'(\bBearer\s+)[\w.~+/=-]{8,}', re.IGNORECASE), rf'\1{HIDDEN}'),
     (re.compile(rf'''((?<![\w.-]){_NAME}["']?\s*[=:]\s*)(["'])(?:(?!\2).)+\2''', re.IGNORECASE), rf'\1\2{HIDDEN}\2'),
     (re.compile(rf'''((?<![\w.-]){_NAME}["']?\s*[=:]\s*)[^\s"',;&)}}\]]+''', re.IGNORECASE), rf'\1{HIDDEN}'),

@@ -53,6 +53,10 @@ def _fault(url: str, error: BaseException) -> StorageError:
                             expected="keys without empty parts ('//'), '.' and '..'", fix="Rename it.")
     return refusal(url, said)
 
+def _quoted(tag: str | None) -> str:
+    "An entity tag as headers have it: Azure's listings leave out the quotes. Nothing where there is none."
+    return f'"{tag}"' if tag and not tag.startswith(('"', "W/")) else tag or ""
+
 @contextmanager
 def _source(source: bytes | Path) -> Iterator[Any]:
     "The bytes to put. A file's are mapped, not read: they take no memory of ours."
@@ -102,7 +106,7 @@ class BucketStore:
         self.known = True
 
     def _info(self, found: dict[str, Any]) -> ObjectInfo:
-        etag = found["e_tag"] or f"{found['size']}-{found['last_modified'].timestamp():.3f}"
+        etag = _quoted(found["e_tag"]) or f"{found['size']}-{found['last_modified'].timestamp():.3f}"
         return ObjectInfo(f"{self.base}/{found['path']}", found["size"], etag, found["last_modified"],
                           found.get("version") or "")
 
@@ -163,7 +167,7 @@ class BucketStore:
             try:
                 with self.said(url):
                     done = self.lib.put(self.at(size > SMALL_BYTES), key, data, mode=mode, use_multipart=False)
-                    return ObjectInfo(url, size, done["e_tag"] or "", None, done.get("version") or "")
+                    return ObjectInfo(url, size, _quoted(done["e_tag"]), None, done.get("version") or "")
             except (x.AlreadyExistsError, FileExistsError): gone = AlreadyThere("the object exists", path=url)
             except x.PreconditionError: gone = Replaced("the object was replaced, or is gone", path=url)
             except (FileNotFoundError, x.NotFoundError): self.known = False

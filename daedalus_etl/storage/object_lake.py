@@ -229,8 +229,11 @@ class StagedObject:
     def _settle(self, refused: Exception | None) -> None:
         "The partition is not as it was seen: that is all right if what is there is what we bring."
         now, key = head(self.url), self.footer.get("key")
-        if now and key and not self._others() and (object_footer(now) or {}).get("key") == key:
+        mine, others = now and key and (object_footer(now) or {}).get("key") == key, self._others()
+        if mine and not others:
+            self._after(key)
             return self.discard()
+        if mine and self.adds and isinstance(refused, AlreadyThere): remove(self.url)   # added, but not alone
         raise ConflictError(
             "another process wrote to the partition", path=self.home.folder(self.partition),
             expected="what was there when the work began", fix="Run again.") from refused

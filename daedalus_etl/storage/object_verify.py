@@ -107,20 +107,39 @@ def collect_objects(lake: str, *, min_age_s: float, vanished: bool = False, dry_
     data, beside = lake_objects(lake)
     removed = [(o, why) for o, why in _unneeded(lake, data, beside) if o.modified and o.modified < until]
     if not dry_run:
-        removed = [(o, why) for o, why in removed if head(o.url) == o]
-        for o, _ in removed: remove(o.url)
+        removed = [(o, why) for o, why in removed if _goes(o, until)]
     return pl.DataFrame([(o.url[len(lake) + 1:], o.size, why) for o, why in removed], orient="row",
                         schema={"path": pl.String, "bytes": pl.Int64, "why": pl.String})
 
+def _goes(seen: ObjectInfo, until: datetime) -> bool:
+    "Remove an object that is still as it was seen: what was put again has the same tag, and another time."
+    now = head(seen.url)
+    if now != seen or now.modified is None or now.modified >= until: return False
+    if int(now.modified.timestamp()) != int(seen.modified.timestamp()): return False    # headers have whole seconds
+    remove(seen.url)
+    return True
+
 def _unneeded(lake: str, data: list[FoundObject], beside: list[ObjectInfo]) -> Iterator[tuple[ObjectInfo, str]]:
+    "Each object beside the data that is not needed, and why; other names than ours are left alone."
     footers = [object_footer(f.info) or {} for f in data]
     states = {f[k] for f in footers for k in ("state", "parent") if k in f}
     keys, short = {f["key"] for f in footers if "key" in f}, {f["key"][:16] for f in footers if "key" in f}
+    own = {f.dataset.name.partition("/")[0] for f in data}
     for o in beside:
-        place, name = f"/{o.url[len(lake) + 1:]}", o.name.partition(".")[0]
-        if place.startswith(f"/{META}/scratch/"): yield o, "of a limited run"
-        elif place.startswith(f"/{META}/doctor/"): yield o, "a probe that was cut off"
-        elif "/states/" in place and name not in states: yield o, "no result names this state"
-        elif "/lineage/" in place and name not in keys: yield o, "the record of a replaced result"
-        elif "/quarantine/" in place and name.removeprefix("rows-") not in short:
-            yield o, "rows set aside from a result that is gone"
+        first, *folders = o.url[len(lake) + len(META) + 2:].split("/")[:-1] or [""]
+        if first in _PASSING and first not in own: yield o, _PASSING[first]
+        else:
+            why = _why(next((f for f in reversed([first, *folders]) if "=" not in f), ""), o.name, states, keys, short)
+            if why: yield o, why
+
+_PASSING = {"scratch": "of a limited run", "doctor": "a probe that was cut off"}
+
+def _why(kind: str, name: str, states: set[str], keys: set[str], short: set[str]) -> str:
+    "Why an object of that name in a folder `kind` is not needed; nothing if it is, or may be."
+    stem, *ends = name.split(".")
+    if kind == "states" and ends == ["state"] and stem not in states: return "no result names this state"
+    # <key>.<sum>.json; <sum>.json is of a file without a key, known by all its bytes, and stays
+    if kind == "lineage" and ends[1:] == ["json"] and stem not in keys: return "the record of a replaced result"
+    if kind == "quarantine" and stem.startswith("rows-") and stem.removeprefix("rows-") not in short:
+        return "rows set aside from a result that is gone"
+    return ""

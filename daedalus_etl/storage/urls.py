@@ -15,9 +15,18 @@ __all__ = ['SETTINGS', 'ALIASES', 'is_url', 'split_url', 'join_url', 'parent_url
 
 # %% ../../nbs/10_storage/02a_urls.ipynb #6b40f2ec
 from ..core.errors import ConfigError, ConflictError, StorageError
+from ..core.redact import SECRET_NAME
 
 # %% ../../nbs/10_storage/02a_urls.ipynb #58aeb3e0
+SETTINGS = {  # scheme: environment variables that say who asks; that say where
+    "s3": ("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN",
+           "AWS_ENDPOINT_URL and AWS_REGION"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT", "GOOGLE_APPLICATION_CREDENTIALS"),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
+           "AZURE_STORAGE_ACCOUNT_NAME")}
+ALIASES = {"s3a": "s3", "gcs": "gs", "adl": "az", "azure": "az", "abfs": "az", "abfss": "az"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_SIGNED = re.compile(rf"[?&](?:{SECRET_NAME.pattern})=", re.IGNORECASE)
 
 def is_url(path: str | os.PathLike) -> bool:
     "Whether `path` lies on an object store, or another store reached by a URL; not so for `file://`."
@@ -31,10 +40,20 @@ def split_url(url: str) -> tuple[str, str]:
     bucket, _, key = url[found.end():].partition("/")
     if not bucket and found[1] != "memory":
         raise ConfigError("a URL without a bucket", path=url, expected="s3://bucket/key")
-    if ":" in bucket.rpartition("@")[0]:
-        raise ConfigError("a password in a URL, which is written to records and shown in messages", path=url,
+    scheme = found[1].lower()
+    if _has_secret(scheme, bucket, key):
+        shown = f"{scheme}://***" + (f"@{bucket.rpartition('@')[2]}" if "@" in bucket else "")
+        raise ConfigError("a password in a URL, which is written to records and shown in messages", path=shown,
                           expected="a URL without it", fix="Keep it in the environment, or use a key file.")
-    return f"{found[1].lower()}://{bucket}", key.strip("/")
+    return f"{scheme}://{bucket}", key.strip("/")
+
+def _has_secret(scheme: str, bucket: str, key: str) -> bool:
+    """Whether an address has a password before the host, or a signature behind the key.
+
+    No name of a bucket has a colon; what has one is the beginning of a password with a slash in it."""
+    if scheme not in SETTINGS and scheme not in ALIASES: return ":" in bucket.rpartition("@")[0]
+    account = scheme in ("abfs", "abfss") and bucket.count("@") == 1        # container@account
+    return ":" in bucket or ("@" in bucket and not account) or _SIGNED.search(f"{bucket}/{key}") is not None
 
 def join_url(url: str, *parts: str) -> str:
     "The URL of what lies at `parts` below `url`."
@@ -68,13 +87,6 @@ class Replaced(ConflictError):
     "An object that should be replaced is not the one any more that was looked at, or it is gone."
 
 # %% ../../nbs/10_storage/02a_urls.ipynb #af6a4fe4
-SETTINGS = {  # scheme: environment variables that say who asks; that say where
-    "s3": ("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for temporary keys, AWS_SESSION_TOKEN",
-           "AWS_ENDPOINT_URL and AWS_REGION"),
-    "gs": ("GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT", "GOOGLE_APPLICATION_CREDENTIALS"),
-    "az": ("AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN",
-           "AZURE_STORAGE_ACCOUNT_NAME")}
-ALIASES = {"s3a": "s3", "gcs": "gs", "adl": "az", "azure": "az", "abfs": "az", "abfss": "az"}
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "BucketNotFound", "InvalidBucketName"}
 _NO_KEYS = ("169.254.", "/latest/api/token", "/latest/meta-data", "metadata.google", "Account must be")
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
