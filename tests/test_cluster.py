@@ -285,9 +285,10 @@ def test_ctrl_c_on_the_command_line(bronze, local, three, client, tmp_path):
 def test_flags():
     "A cluster is not asked for what is done here anyway; a pool beside it is a contradiction."
     def pool(**given):
-        flags = {"workers": 1, "pool": None, "dask": "tcp://127.0.0.1:9", "dry_run": False, "limit": None}
+        flags = dict.fromkeys(("workers", "max_memory", "pool", "limit")) | {"dask": "tcp://127.0.0.1:9", "dry_run": False}
         return executor_of(DaedalusConfig(), SimpleNamespace(**flags | given)).pool
     with pytest.raises(ConfigError, match="one of the two"): pool(pool="threads")
+    with pytest.raises(ConfigError, match="goes with --dask local"): pool(workers=2)
     assert isinstance(pool(dry_run=True), Threads) and isinstance(pool(limit=5), Threads)
 
 
