@@ -285,7 +285,7 @@ def test_ctrl_c_on_the_command_line(bronze, local, three, client, tmp_path):
 def test_flags():
     "A cluster is not asked for what is done here anyway; a pool beside it is a contradiction."
     def pool(**given):
-        flags = dict.fromkeys(("workers", "max_memory", "pool", "limit")) | {"dask": "tcp://127.0.0.1:9", "dry_run": False}
+        flags = dict.fromkeys(("workers", "max_memory", "pool", "limit", "dry_run")) | {"dask": "tcp://127.0.0.1:9"}
         return executor_of(DaedalusConfig(), SimpleNamespace(**flags | given)).pool
     with pytest.raises(ConfigError, match="one of the two"): pool(pool="threads")
     with pytest.raises(ConfigError, match="goes with --dask local"): pool(workers=2)
