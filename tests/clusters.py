@@ -137,7 +137,6 @@ class Job:
     transform: Nothing
     what: str = ""
     state_path: None = None
-    since_ns: int | None = None
 
 
 def job(lake: Path, what: str = "") -> Job:

@@ -13,7 +13,7 @@ import faults
 import lakes
 import pytest
 from lakes import BTC, ETH, put, statuses, tape
-from pooled import At, Total, die, total
+from pooled import At, Total, die, die_published, total
 from test_interrupt import nobody_left, wait_until
 
 from daedalus_etl.core import retry
@@ -56,6 +56,15 @@ def alike(bronze, tmp_path):
     "The bytes of an undisturbed run with one worker."
     run(total(bronze, tmp_path / "alike"), workers=1)
     return silver(tmp_path / "alike")
+
+
+@pytest.fixture
+def whole(alike, bronze, tmp_path):
+    "The numbers of an undisturbed run."
+    return numbers(run(total(bronze, tmp_path / "numbers"), workers=1))
+
+
+def numbers(report): return report.totals(), {n: s | {"path": ""} for n, s in report.write_stats.items()}
 
 
 # ---- the same bytes
@@ -109,10 +118,14 @@ def test_failure_stays_in_its_chain(bronze, lake, tmp_path, alike, pool):
 
 # ---- workers that die
 
-def test_killed_worker_is_replaced_and_its_unit_tried_again(bronze, lake, tmp_path, alike):
-    report = run(total(bronze, lake, At("BTC-USDT/year=2024/month=08/day=09", tmp_path / "m", 2, die)), "processes")
-    assert statuses(report) == ["written"] * 6
+@pytest.mark.parametrize("how", [die, die_published])
+def test_killed_worker_is_replaced_and_its_unit_tried_again(bronze, lake, tmp_path, alike, whole, how):
+    "Also if it had published its unit: what it did not live to tell is counted."
+    report = run(total(bronze, lake, At("BTC-USDT/year=2024/month=08/day=09", tmp_path / "m", 1, how)), "processes")
+    assert statuses(report) == ["written"] * 6 and numbers(report) == whole
     assert silver(lake) == alike and not lakes.leftovers(lake)
+    assert int((tmp_path / "m").read_text()) == 0
+    assert statuses(run(total(bronze, lake), "processes")) == ["done"] * 6
 
 
 def test_unit_that_kills_its_worker_fails_alone(bronze, lake, tmp_path, alike):
@@ -156,7 +169,7 @@ def test_lasting_fault_is_told_at_once(bronze, lake, tmp_path, fault):
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EBUSY, errno.ENOSPC])
-def test_fault_at_any_call_of_the_disk(bronze, lake, alike, quick, monkeypatch, number):
+def test_fault_at_any_call_of_the_disk(bronze, lake, alike, whole, quick, monkeypatch, number):
     "Each n-th change on disk is refused once: what passes is tried again to the same bytes, what does not is an error."
     bare, at = disk.syscall, [0, 0]
 
@@ -169,9 +182,11 @@ def test_fault_at_any_call_of_the_disk(bronze, lake, alike, quick, monkeypatch, 
     tried, given_up = 0, 0
     for n in range(1, 200, 1 if faults.NIGHTLY else 23):
         target, at[:] = lake.parent / f"lake{n}", [0, n]
-        try: tried += sum(u.tries > 1 for u in run(total(bronze, target), workers=1).units)
+        try: report = run(total(bronze, target), workers=1)
         except (DaedalusError, OSError) as e: given_up += hasattr(e, "report")      # else before the first unit
-        else: assert silver(target) == alike
+        else:
+            tried += sum(u.tries > 1 for u in report.units)
+            assert silver(target) == alike and numbers(report) == whole
         run(total(bronze, target))                  # it sweeps a lock that could not be removed
         assert silver(target) == alike and not lakes.leftovers(target)
     assert (tried > 0, given_up > 0) == ((False, True) if number == errno.ENOSPC else (True, False))
