@@ -33,7 +33,7 @@ def recounted(report: UnitReport, partition: Partition, targets: Mapping[str, Ta
                    rows={n: r["rows"] for n, r in records.items()}, bytes={n: f[1] for n, f in last.items()},
                    **{k: counts.get(k, 0) for k in COUNTS})
 
-# %% ../../nbs/40_run/02e_recount.ipynb #ef1531cf
+# %% ../../nbs/40_run/02e_recount.ipynb #36fe51f6
 def begun(targets: Iterable[Target]) -> int | None:
     "The time (ns) by the filesystems of the targets, the earliest if they are several; None where nothing can be made."
     desks = {t.output.lake: t.dataset.desk for t in targets if not is_url(t.output.lake)}
@@ -41,6 +41,13 @@ def begun(targets: Iterable[Target]) -> int | None:
     except StorageError: return None        # no unit can be written either; its own error says so, if there is one
 
 def _now(desk: Dataset) -> int:
+    "By a file without a name, where there can be one: a run that finds nothing to do leaves no trace."
+    try: unnamed = os.open(desk.meta / "stage", os.O_TMPFILE | os.O_RDWR, 0o600)
+    except (AttributeError, OSError): return _named(desk)
+    try: return os.fstat(unnamed).st_mtime_ns
+    finally: os.close(unnamed)
+
+def _named(desk: Dataset) -> int:
     with Slot(desk) as slot, disk_errors(slot.path):
         slot.path.touch()
         return os.stat(slot.path).st_mtime_ns
