@@ -137,7 +137,6 @@ class Job:
     transform: Nothing
     what: str = ""
     state_path: None = None
-    since_ns: int | None = None
 
 
 def job(lake: Path, what: str = "") -> Job:
@@ -156,8 +155,15 @@ def step(job: Job, unit, before: int | None):
     what, _, where = job.what.partition(" ")
     if path == where and what == "die": os.kill(os.getpid(), signal.SIGKILL)
     if path == where and what == "raise": raise ValueError("a step that breaks its promise")
-    if what == "wait": time.sleep(float(where))
-    return UnitReport(path, "written", f"the {number}.", error=Odd(1) if what == "odd" else None), number
+    if what in ("wait", "leave"): time.sleep(float(where))
+    if what == "leave": left(job, path).write_text("")
+    errors = {"odd": Odd(1), "tell": OSError(f"denied for {SECRET}")}
+    return UnitReport(path, "written", f"the {number}.", error=errors.get(what)), number
+
+
+def left(job: Job, path: str) -> Path:
+    "The file that a step leaves for a unit."
+    return Path(job.transform.config.inputs["a"].path) / path.replace("/", "-")
 
 
 class Odd(Exception):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
+from daedalus_etl.core import step
 from daedalus_etl.core.base import StatefulTransform
 from daedalus_etl.core.config import InputConfig, OutputConfig, TransformConfig
 from daedalus_etl.core.executor import TransformExecutor
@@ -45,7 +46,19 @@ class At:
 def die() -> None: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_published() -> None:
+    "Die as soon as this unit is published."
+    commit = step.commit_lakes
+    def last(changes):
+        commit(changes)
+        die()
+    step.commit_lakes = last
+
+
 def rest() -> None: time.sleep(60)
+
+
+def doze() -> None: time.sleep(3)
 
 
 def total(source: Path, lake: Path, trouble=None, **written) -> Total:
@@ -56,12 +69,12 @@ def total(source: Path, lake: Path, trouble=None, **written) -> Total:
     return made
 
 
-def main(source: Path, lake: Path, pool: str) -> None:
-    made = total(source, lake, At("day=09", lake.parent / "marker", 99, rest))
+def main(source: Path, lake: Path, pool: str, what: str = "rest") -> None:
+    made = total(source, lake, At("day=09", lake.parent / "marker", 99, {"rest": rest, "doze": doze}[what]))
     TransformExecutor(workers=2, pool=pool, progress=False).execute(made)
 
 
 if __name__ == "__main__":
     from daedalus_etl.runners.options import exit_code
     args = type("Args", (), {"debug": False})
-    sys.exit(exit_code(lambda _: main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]), args))
+    sys.exit(exit_code(lambda _: main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]), args))

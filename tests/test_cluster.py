@@ -1,4 +1,5 @@
 "Dask clusters: the same bytes and counts as here, whatever dies; nothing but keys and reports travels."
+import gc
 import os
 import pickle
 import shutil
@@ -15,6 +16,7 @@ import clusters
 import lakes
 import pytest
 from clusters import SECRET, job, kill_one, machines, rooms, step, units, wait_until
+from distributed import Future
 from lakes import day_start, put
 
 from daedalus_etl.core.config import DaedalusConfig, FeatureConfig, OutputConfig
@@ -258,6 +260,25 @@ def test_stop(client, tmp_path):
     assert_forgotten(client)
 
 
+def test_what_is_over_when_it_stops_is_told(client, tmp_path):
+    "Also what came back while somebody else was told: a file of which nothing is said would be a lie."
+    stop, stopped = Event(), []
+    def told(i, report):
+        if report is None or stop.is_set(): return
+        time.sleep(2)                       # meanwhile the others go on
+        stopped.append(time.time())
+        stop.set()
+    given = job(tmp_path, "leave 0.2")
+    clusters.left(given, "x").parent.mkdir(parents=True)
+    reports = go(client, [(given, units(str(k), 40)) for k in range(3)], stop=stop, told=told)
+    told = {clusters.left(given, r.partition) for c in reports for r in c}
+    left = list(tmp_path.rglob("bronze/*-*"))
+    assert told <= set(left)
+    over = {p for p in left if p.stat().st_mtime < stopped[0] - 0.5}
+    assert len(over) >= 6 and over <= told
+    assert_forgotten(client)
+
+
 def test_an_interrupt_cancels(client, tmp_path):
     def told(i, report):
         if report: raise KeyboardInterrupt
@@ -321,6 +342,28 @@ def test_no_secret_and_no_frame_on_the_scheduler(bronze, client, tmp_path):
     assert client.submit(os.getenv, "AWS_SECRET_ACCESS_KEY", pure=False).result() == SECRET
     assert len(found) > 8 and max(map(len, found.values())) < 12_000, {k: len(v) for k, v in found.items()}
     assert not [k for k, v in found.items() if SECRET.encode() in v]
+
+
+def test_an_error_of_a_unit_is_no_part_of_the_graph(client, tmp_path, monkeypatch):
+    "Nor is a secret part of the error when it is here."
+    sent, submit = [], client.submit
+    def noted(function, *args, **kwargs):
+        sent.append(pickle.dumps([a for a in args if not isinstance(a, Future)]))
+        return submit(function, *args, **kwargs)
+    monkeypatch.setattr(client, "submit", noted)
+    [reports] = go(client, [(job(tmp_path, "tell"), units("a", 20))], window=8)         # three segments
+    assert len(sent) >= 20 and not [s for s in sent if SECRET.encode() in s or b"UnitReport" in s]
+    assert ["denied for ***" in str(r.error) for r in reports] == [True] * 20
+
+
+def test_an_address_is_left_with_its_executor(three, client):
+    "What an executor has opened, it closes; a client of yours it does not."
+    mine, own = TransformExecutor(pool=client, progress=False), TransformExecutor(pool=three[0].address, progress=False)
+    opened = own.pool.client
+    assert opened.status == "running"
+    del mine, own
+    gc.collect()
+    assert (opened.status, client.status) == ("closed", "running")
 
 
 def test_the_window_bounds_what_the_scheduler_holds(client, tmp_path):

@@ -1,4 +1,5 @@
 """A memory budget is kept by the whole process tree, changes no byte of the output, and is refused if it cannot be."""
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from lakes import SMALL, cli, contents, put, tape, trades
 
+from daedalus_etl.core import budget
 from daedalus_etl.core.budget import MIB, Admission, Budget, Pieces, Work
 from daedalus_etl.core.errors import ConfigError, CorruptFileError
 from daedalus_etl.core.executor import TransformExecutor
@@ -78,17 +80,32 @@ def silver(lake: Path) -> dict[str, str]:
     return found
 
 
-def test_the_budget_is_kept_and_changes_no_byte(bronze, tmp_path):
-    free, _ = peak_of(*job(bronze, tmp_path / "free"))
+@pytest.fixture(scope="module")
+def free(bronze, tmp_path_factory) -> tuple[int, dict[str, str]]:
+    "Peak and output of a run without a budget."
+    lake = tmp_path_factory.mktemp("free") / "lake"
+    return peak_of(*job(bronze, lake))[0], silver(lake)
+
+
+def test_the_budget_is_kept_and_changes_no_byte(bronze, free, tmp_path):
     within, _ = peak_of(*job(bronze, tmp_path / "within", "--max-memory", f"{BUDGET}MiB"))
-    assert within <= BUDGET, (within, free)
-    assert silver(tmp_path / "within") == silver(tmp_path / "free")
+    assert within <= BUDGET < free[0], (within, free[0])
+    assert silver(tmp_path / "within") == free[1]
 
 
-def test_worker_processes_share_one_budget(bronze, tmp_path):
+def test_worker_processes_share_one_budget(bronze, free, tmp_path):
     within, _ = peak_of(*job(bronze, tmp_path / "within", "--max-memory", "1200MiB", "--pool", "processes"))
     assert within <= 1200
-    assert len(silver(tmp_path / "within")) == len(SYMBOLS)
+    assert silver(tmp_path / "within") == free[1]
+
+
+def test_a_thread_that_ends_hides_no_process(monkeypatch):
+    "While the threads of a process are gone through, one of them ends."
+    listed = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["999999999", *listed(path)] if "/task" in path else listed(path))
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try: assert child.pid in budget._tree(os.getpid())
+    finally: child.communicate(b"\n")
 
 
 def test_too_small_a_budget_is_refused(bronze, tmp_path):

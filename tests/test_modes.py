@@ -1,5 +1,8 @@
 "The four modes through the executor, runs published as one, what is never written over, and what plans say."
 
+import os
+import signal
+
 import lakes
 import polars as pl
 import pytest
@@ -137,6 +140,43 @@ def test_a_run_published_as_one_wants_one_lake(bronze, tmp_path):
         def transform(self, inputs, context): return dict.fromkeys(("a", "b"), inputs["trades"])
 
     with pytest.raises(ConfigError, match="one lake"): run(Two(config))
+
+
+class Signalled(TradesFeatureTransform):
+    "Somebody presses Ctrl-C while the second day is computed."
+    def transform(self, inputs, context):
+        if "day=09" in context.partition.path: os.kill(os.getpid(), signal.SIGINT)
+        return super().transform(inputs, context)
+
+
+def test_a_run_published_as_one_that_is_stopped_publishes_nothing(bronze, lake):
+    with pytest.raises(KeyboardInterrupt) as caught: run(Signalled(at_once(lakes.trades(bronze, lake))))
+    assert statuses(caught.value.report) == ["skipped", "skipped"] and caught.value.planned == 2
+    assert not (lake / "silver").exists() and lakes.leftovers(lake) == []
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_within_the_commit_of_a_run(bronze, lake, monkeypatch, times):
+    "The first waits for the commit to end; a second one leaves the journal, says so, and the next run carries it out."
+    bare, left = disk.syscall, [times]
+
+    def signalled(call, *args, **kwargs):
+        done = bare(call, *args, **kwargs)
+        while left[0] and journals(lake) and (lake / "silver").exists():
+            left[0] -= 1
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    transform = TradesFeatureTransform(at_once(lakes.trades(bronze, lake)))
+    with monkeypatch.context() as m:
+        m.setattr(disk, "syscall", signalled)
+        with pytest.raises(KeyboardInterrupt) as caught: run(transform)
+    assert statuses(caught.value.report) == ["written", "written"] and caught.value.planned == 2
+    assert len(journals(lake)) == times - 1
+    assert len(getattr(caught.value, "__notes__", ())) == times - 1
+    assert statuses(run(transform)) == ["done", "done"]
+    assert journals(lake) == [] and lakes.leftovers(lake) == []
+    sound(lake)
 
 
 # ---- what is not ours

@@ -5,21 +5,25 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Event, current_thread, main_thread
+from types import SimpleNamespace
 
 import faults
 import lakes
 import pytest
 from lakes import BTC, ETH, put, statuses, tape
-from pooled import At, Total, die, total
+from pooled import At, Total, die, die_published, total
 from test_interrupt import nobody_left, wait_until
 
-from daedalus_etl.core import retry
+from daedalus_etl.core import executor, retry
 from daedalus_etl.core.errors import ConfigError, CorruptFileError, DaedalusError, WorkerLostError
 from daedalus_etl.core.executor import TransformExecutor
-from daedalus_etl.run.local import LOSSES
+from daedalus_etl.core.report import UnitReport
+from daedalus_etl.run.local import LOSSES, Threads
 from daedalus_etl.storage import disk
 
 POOLS = ["threads", "processes"]
@@ -56,6 +60,15 @@ def alike(bronze, tmp_path):
     "The bytes of an undisturbed run with one worker."
     run(total(bronze, tmp_path / "alike"), workers=1)
     return silver(tmp_path / "alike")
+
+
+@pytest.fixture
+def whole(alike, bronze, tmp_path):
+    "The numbers of an undisturbed run."
+    return numbers(run(total(bronze, tmp_path / "numbers"), workers=1))
+
+
+def numbers(report): return report.totals(), {n: s | {"path": ""} for n, s in report.write_stats.items()}
 
 
 # ---- the same bytes
@@ -109,10 +122,14 @@ def test_failure_stays_in_its_chain(bronze, lake, tmp_path, alike, pool):
 
 # ---- workers that die
 
-def test_killed_worker_is_replaced_and_its_unit_tried_again(bronze, lake, tmp_path, alike):
-    report = run(total(bronze, lake, At("BTC-USDT/year=2024/month=08/day=09", tmp_path / "m", 2, die)), "processes")
-    assert statuses(report) == ["written"] * 6
+@pytest.mark.parametrize("how", [die, die_published])
+def test_killed_worker_is_replaced_and_its_unit_tried_again(bronze, lake, tmp_path, alike, whole, how):
+    "Also if it had published its unit: what it did not live to tell is counted."
+    report = run(total(bronze, lake, At("BTC-USDT/year=2024/month=08/day=09", tmp_path / "m", 1, how)), "processes")
+    assert statuses(report) == ["written"] * 6 and numbers(report) == whole
     assert silver(lake) == alike and not lakes.leftovers(lake)
+    assert int((tmp_path / "m").read_text()) == 0
+    assert statuses(run(total(bronze, lake), "processes")) == ["done"] * 6
 
 
 def test_unit_that_kills_its_worker_fails_alone(bronze, lake, tmp_path, alike):
@@ -133,6 +150,33 @@ def test_broken_executor_of_others_is_an_error_of_each_chain(bronze, lake, tmp_p
     assert statuses(caught.value.report) == ["written", "failed", "skipped", "failed", "skipped", "skipped"]
     run(total(bronze, lake))
     assert silver(lake) == alike
+
+
+class Renewed(Threads):
+    "Threads that can be started again, as processes can."
+    def restart(self, executor, chains): return self.start(chains)
+
+
+def days(n): return [SimpleNamespace(partition=SimpleNamespace(path=f"day={k}")) for k in range(n)]
+
+
+@pytest.mark.parametrize("pool", [Threads(2), Renewed(2)])
+def test_worker_lost_at_the_end_of_a_chain_hides_no_failure(pool):
+    "Nor is the end missing: it is made here."
+    ended = []
+
+    def step(job, unit, before):
+        if job == "bad": raise BrokenExecutor("gone")
+        return UnitReport(unit.partition.path, "written"), "last"
+
+    def finish(job, last):
+        if current_thread() is not main_thread(): raise BrokenExecutor("gone")
+        ended.append((job, last))
+
+    nothing = lambda *_: None  # noqa: E731
+    good, bad = pool.run([("good", days(1)), ("bad", days(2))], step, finish, stop=Event(), told=nothing)
+    assert [r.status for r in bad] == ["failed", "skipped"]
+    if isinstance(pool, Renewed): assert [r.status for r in good] == ["written"] and ended == [("good", "last")]
 
 
 # ---- faults that pass
@@ -156,7 +200,7 @@ def test_lasting_fault_is_told_at_once(bronze, lake, tmp_path, fault):
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EBUSY, errno.ENOSPC])
-def test_fault_at_any_call_of_the_disk(bronze, lake, alike, quick, monkeypatch, number):
+def test_fault_at_any_call_of_the_disk(bronze, lake, alike, whole, quick, monkeypatch, number):
     "Each n-th change on disk is refused once: what passes is tried again to the same bytes, what does not is an error."
     bare, at = disk.syscall, [0, 0]
 
@@ -169,9 +213,11 @@ def test_fault_at_any_call_of_the_disk(bronze, lake, alike, quick, monkeypatch, 
     tried, given_up = 0, 0
     for n in range(1, 200, 1 if faults.NIGHTLY else 23):
         target, at[:] = lake.parent / f"lake{n}", [0, n]
-        try: tried += sum(u.tries > 1 for u in run(total(bronze, target), workers=1).units)
+        try: report = run(total(bronze, target), workers=1)
         except (DaedalusError, OSError) as e: given_up += hasattr(e, "report")      # else before the first unit
-        else: assert silver(target) == alike
+        else:
+            tried += sum(u.tries > 1 for u in report.units)
+            assert silver(target) == alike and numbers(report) == whole
         run(total(bronze, target))                  # it sweeps a lock that could not be removed
         assert silver(target) == alike and not lakes.leftovers(target)
     assert (tried > 0, given_up > 0) == ((False, True) if number == errno.ENOSPC else (True, False))
@@ -179,11 +225,11 @@ def test_fault_at_any_call_of_the_disk(bronze, lake, alike, quick, monkeypatch, 
 
 # ---- stopped
 
-def start(bronze, lake, pool) -> subprocess.Popen:
+def start(bronze, lake, pool, what="rest") -> subprocess.Popen:
     "A program that waits in the second day of each stream."
     here = Path(__file__).resolve().parent
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    args = [sys.executable, str(here / "pooled.py"), str(bronze), str(lake), pool]
+    args = [sys.executable, str(here / "pooled.py"), str(bronze), str(lake), pool, what]
     child = subprocess.Popen(args, env=env, text=True, start_new_session=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     marker = lake.parent / "marker"
@@ -205,11 +251,52 @@ def test_second_signal_ends_it_at_once(bronze, lake, alike, pool):
     assert silver(lake) == alike and not lakes.leftovers(lake)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_signal_to_all_processes_lets_units_under_way_end(bronze, lake, alike, pool):
+    "As a service manager sends it: SIGTERM, to the workers, too."
+    child = start(bronze, lake, pool, "doze")
+    os.killpg(child.pid, signal.SIGTERM)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130 and "interrupted: 4 of 6 partitions are finished" in err, err
+    assert nobody_left(child.pid)
+    assert len(silver(lake)) == 4 and not lakes.leftovers(lake)
+    run(total(bronze, lake))
+    assert silver(lake) == alike
+
+
 def test_workers_end_with_their_parent(bronze, lake):
     child = start(bronze, lake, "processes")
     child.kill()
     child.wait()
     assert nobody_left(child.pid)
+
+
+def test_an_error_after_a_stop_lets_what_is_under_way_end():
+    "Only a second Ctrl-C drops it."
+    stop, heard = Event(), []
+
+    def step(job, unit, before):
+        time.sleep(job)
+        return UnitReport(unit.partition.path, "written"), None
+
+    def told(chain, report):
+        if report is None: return
+        heard.append(chain)
+        if chain == 0:
+            stop.set()
+            raise ValueError("told too much")
+
+    with pytest.raises(ValueError, match="too much"):
+        Threads(2).run([(0.0, days(2)), (0.5, days(2))], step, print, stop=stop, told=told)
+    assert heard == [0, 1]
+
+
+def test_error_of_the_run_itself_has_the_report(bronze, lake, monkeypatch):
+    "Here, one that the end of a chain raises."
+    def bad(job, last): raise ZeroDivisionError("at the end")
+    monkeypatch.setattr(executor, "finish", bad)
+    with pytest.raises(ZeroDivisionError) as caught: run(total(bronze, lake), workers=1)
+    assert "written" in statuses(caught.value.report)
 
 
 # ---- refused

@@ -1,6 +1,7 @@
 "What a hostile name, file or configuration cannot do, and where a secret never turns up."
 import ast
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -246,6 +247,25 @@ def test_no_error_shows_a_secret(kind):
     "All parts of a message are cleaned, also where it is shown by its parts."
     error = kind(TEXT, path=f"/lake/{CANARIES['key']}", column="c", expected=TEXT, fix=TEXT)
     assert leaks(str(error)) == leaks(repr(error)) == leaks(error.found) == []
+
+
+class Odd(Exception):
+    "Comes back as something else."
+    def __reduce__(self): return ValueError, self.args
+
+
+def test_no_error_travels_with_a_secret(monkeypatch):
+    "From worker to client it is pickled with all that it holds; without a secret it stays what it is."
+    monkeypatch.setenv("VENUE_API_SECRET", CANARIES["environment"])
+    secret, noted = CANARIES["environment"], ValueError("plain")
+    noted.add_note(f"with {CANARIES['environment']}")
+    for error in (OSError(13, f"denied for {secret}"), OSError(13, "denied", f"/mnt/{secret}"), Odd(secret), noted):
+        sent = pickle.dumps(UnitReport("p", "failed", error=error))
+        assert secret.encode() not in sent
+        back = pickle.loads(sent).error
+        assert isinstance(back, RuntimeError) and ("***" in str(back) or error is noted)
+    plain = pickle.loads(pickle.dumps(UnitReport("p", "failed", error=OSError(13, "denied", "/mnt/x")))).error
+    assert type(plain) is PermissionError and plain.filename == "/mnt/x"
 
 
 def test_no_report_shows_a_secret():

@@ -154,11 +154,13 @@ def _resident(pid: int) -> int:
 
 def _tree(pid: int) -> Iterator[int]:
     yield pid
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as f: children = f.read().split()
-            for child in children: yield from _tree(int(child))
+    try: threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError): return
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children") as f: children = f.read().split()
+        except (FileNotFoundError, ProcessLookupError): continue        # it has ended since, the others have not
+        for child in children: yield from _tree(int(child))
 
 # %% ../../nbs/40_run/00b_budget.ipynb #e4f29944
 class Admission:

@@ -10,9 +10,11 @@ import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+from weakref import finalize
 from .base import BaseTransform, TransformContext
 from .budget import Budget
 from .config import DaedalusConfig, FeatureConfig, FilterSpec
@@ -22,6 +24,7 @@ from .fit import fit
 from .outputs import Target, target_of
 from .plan import Unit, units_of
 from .progress import Progress
+from .recount import begun
 from .report import RunReport, UnitReport
 from .rest import Rest, unpublished
 from .step import Job, Together, finish, recover_outputs, step
@@ -52,6 +55,7 @@ class TransformExecutor:
         if workers is not None and workers < 1: raise ConfigError(f"workers={workers}", expected="at least 1")
         self.workers = workers or min(4, os.cpu_count() or 1)
         self.pool = pool_of(pool, self.workers, given=workers)
+        if is_cluster(pool): finalize(self, self.pool.close)        # what was opened for it; a client of yours is not
         self.progress, self.budget = progress, Budget.of(max_memory)
 
     @classmethod
@@ -100,6 +104,8 @@ class TransformExecutor:
         if not dry_run: recover_outputs(transform)       # first: what is unfinished may be an input of this run
         units = units_of(transform, self.feature_config, job.spec)
         if self.budget and not dry_run: job, pool = fit(job, units, pool, self.budget, shared=shares_memory(pool))
+        if units and not dry_run and not job.limited:
+            job = replace(job, since_ns=begun(job.chain(units[0][0].partition).targets.values()))
         targets = _targets(job, units)
         report = RunReport(transform.config.name, job.execution_id, dry_run,
                            {n: str(t.dataset.root) for found in targets for n, t in found.items()})
@@ -111,9 +117,11 @@ class TransformExecutor:
         transform.initialize(context)
         try:
             self._run(job, pool, units, report)
-            if rest: report.units += rest.finish(report)
-        except KeyboardInterrupt:
-            if rest and job.at_once: unpublished(report, "the run was stopped")
+            if rest: _end(rest, report)
+        except BaseException as e:
+            why = "the run was stopped" if isinstance(e, KeyboardInterrupt) else f"{type(e).__name__}"
+            if rest and job.at_once and not rest.published: unpublished(report, why)
+            e.report, e.planned = report, sum(map(len, units))
             raise
         finally:
             discard(job.together.pending)
@@ -122,7 +130,7 @@ class TransformExecutor:
         return report
 
     def _run(self, job: Job, pool: Pool, units: list[list[Unit]], report: RunReport) -> None:
-        "Fill the report with those of all units; `KeyboardInterrupt` if the run was stopped, with what there is."
+        "Fill the report with those of all units; `KeyboardInterrupt` if the run was stopped, after what there is."
         stop, told = Event(), {}
         progress = Progress(job.transform.config.name, units, self.workers, shown=self.progress)
         def tell(chain: int, unit: UnitReport | None) -> None:
@@ -131,9 +139,8 @@ class TransformExecutor:
         try:
             with progress, stop_on(stop): pool.run([(job, c) for c in units], step, finish, stop=stop, told=tell)
             if stop.is_set(): raise KeyboardInterrupt
-        except KeyboardInterrupt as e:
-            if isinstance(e, AtOnce): job.together.dropped.set()
-            e.report, e.planned = report, sum(map(len, units))
+        except AtOnce:
+            job.together.dropped.set()
             raise
         finally: report.units = [r for i in range(len(units)) for r in told.get(i, ())]
 
@@ -162,6 +169,12 @@ def _check_travels(transform: BaseTransform) -> None:
     except Exception as e:
         raise ConfigError(f"the transform {transform.config.name!r} cannot be sent to another process: {e}",
                           fix="Keep what cannot be pickled out of it, or use the pool 'threads'.") from e
+
+def _end(rest: Rest, report: RunReport) -> None:
+    "What comes after the units. A signal waits until it is done: a commit is not left between two of its steps."
+    stop = Event()
+    with stop_on(stop): report.units += rest.finish(report)
+    if stop.is_set(): raise KeyboardInterrupt
 
 def _swept(datasets: Iterable[Dataset]) -> None:
     "Workers that were ended in the middle of their work leave something in the stages."

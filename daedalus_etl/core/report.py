@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 import polars as pl
+from .errors import DaedalusError
 from .redact import redact
 from .render import (
     MAX_CELL, Markup, block, clip, fold, html, html_table, md, md_code, md_table)
@@ -62,9 +63,16 @@ class Elsewhere(Exception):
     def __str__(self) -> str: return f"\n\nin a worker:\n{self.args[0]}"
 
 def _travelling(error: BaseException) -> BaseException:
-    "The error, or one that says the same if it cannot be pickled, or not be read again."
-    try: return error if type(travelled(error)) is type(error) else RuntimeError(str(error))
+    "The error, or one that says the same if it holds a secret, cannot be pickled, or not be read again."
+    try:
+        same = type(travelled(error)) is type(error)
+        if same and (isinstance(error, DaedalusError) or not _tells(error)): return error
+        return RuntimeError(redact(str(error) if not same else f"{type(error).__name__}: {error}"))
     except Exception: return RuntimeError(redact(f"{type(error).__name__}: {error}"))
+
+def _tells(error: BaseException) -> bool:
+    "Whether a secret would travel along with an error: in its words, its arguments, or what was attached to it."
+    return any(redact(text) != text for text in (str(error), repr(error.args), repr(vars(error))))
 
 # %% ../../nbs/40_run/00_report.ipynb #84ccb209
 @dataclass

@@ -9,7 +9,7 @@ from .enums import WriteMode
 from .plan import Unit, vanished
 from .report import RunReport, UnitReport
 from ..storage.commit import Dataset, Snapshot
-from ..storage.journal import Change, commit, survey_dataset
+from ..storage.journal import WILL_BE_DONE, Change, commit, survey_dataset
 from ..storage.partitions import Partition
 if TYPE_CHECKING: from daedalus_etl.core.step import Job
 
@@ -24,6 +24,7 @@ class Rest:
         self.targets = job.targets(job.features, scratch=False)
         self.seen: dict[Dataset, dict[str, Snapshot]] = {
             t.dataset: survey_dataset(t.dataset) for t in self.targets.values() if t.mode is WriteMode.OVERWRITE}
+        self.published = False      # or written down, so that it will be
 
     def finish(self, report: RunReport) -> list[UnitReport]:
         "Publish what was kept, unless a unit failed; returns reports on partitions that no unit makes."
@@ -31,8 +32,15 @@ class Rest:
         gone = self._gone()
         if self.job.at_once and report.failed: unpublished(report, "another unit failed")
         elif self.job.at_once and (changes := [*self.job.together.pending, *self._removals()]):
-            commit(changes, whole=self.seen)
+            self._publish(changes)
         return [UnitReport(p, "vanished", why) for p, why in gone.items()]
+
+    def _publish(self, changes: list[Change]) -> None:
+        try: commit(changes, whole=self.seen)
+        except BaseException as e:
+            self.published = WILL_BE_DONE in getattr(e, "__notes__", ())
+            raise
+        self.published = True
 
     def _removals(self) -> list[Change]:
         made = {u.partition.path for chain in self.units for u in chain}

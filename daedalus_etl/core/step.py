@@ -60,7 +60,7 @@ class Job:
     limit: int | None = None                                # rows to take in all; None: all
     dry_run: bool = False
     insist: bool = False                                    # write over what this transform did not make
-    since_ns: int | None = None                             # when the run began, if its workers may die unheard
+    since_ns: int | None = None                             # when the run began, by the clock of its lakes
     together: Together = field(default_factory=Together)
     pieces: Pieces = USUAL                                  # how much of a stream is held in memory at once
 

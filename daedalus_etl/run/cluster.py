@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -56,11 +56,6 @@ def code_of(transform: Any) -> str:
 class Marks:
     "Small files of a run: who can read them sees the folders that the run uses."
     files: tuple[tuple[str, str], ...] = ()       # path and content
-
-    @property
-    def since_ns(self) -> int:
-        "When the first of them was written, by the clock of its filesystem."
-        return min(os.stat(p).st_mtime_ns for p, _ in self.files)
 
     def unseen(self) -> list[str]:
         "Folders whose file cannot be read here, or says something else."
@@ -155,7 +150,7 @@ class Course:
     "One chain on its way: what is over, what is under way, and what came back before its turn."
     orders: Orders
     units: Sequence[Any]
-    before: tuple[Any, Any]                                        # report and hand-off of the last unit that is over
+    before: tuple[Any, Any]                                        # None, and what the last one that is over hands on
     reports: list[UnitReport] = field(default_factory=list)
     out: dict[int, Future] = field(default_factory=dict)           # by position
     early: dict[int, Any] = field(default_factory=dict)            # outcomes whose turn has not come, by position
@@ -197,9 +192,13 @@ class Flight:
                 self.take(*place, outcome)
 
     def halt(self) -> bool:
-        "Take back what no worker has begun; no more is submitted."
+        "Take back what no worker has begun; no more is submitted. What came back is heard, and so is what is over."
         busy = {key for keys in self.client.run(at_work, on_error="ignore").values() for key in keys}
-        self.drop([(i, k) for i in self.flying for k, f in self.courses[i].out.items() if f.key not in busy])
+        while not self.arrived.empty():
+            place, outcome = self.arrived.get()
+            self.take(*place, outcome)
+        self.drop([(i, k) for i in self.flying for k, f in self.courses[i].out.items()
+                   if f.key not in busy and not f.done()])
         return True
 
     def send(self) -> None:
@@ -237,7 +236,7 @@ class Flight:
         c.early[k] = outcome
         for outcome in c.due():
             if isinstance(outcome, Exception): return self.failed(i, outcome)
-            c.before, c.tries = outcome, 0
+            c.before, c.tries = (None, outcome[1]), 0       # a report is not for the next segment's graph
             self.tell(i, outcome[0])
         if c.out: return
         self.flying.pop(i)                      # only now does the scheduler forget what is done of it
@@ -324,7 +323,6 @@ class DaskPool:
         with marked(shared_folders(jobs[0])) as marks:
             self.check(transforms, marks)
             codes = {type(t): code_of(t) for t in transforms}
-            if marks.files: chains = [(replace(job, since_ns=marks.since_ns), units) for job, units in chains]
             courses = [Course(Orders(step, job, versions(), codes[type(job.transform)], marks), units, FIRST)
                        for job, units in chains]
             flight = Flight(self.client, courses, self.window, told, finish)

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures import BrokenExecutor
 from copy import copy
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Protocol
 from ..core.errors import WorkerLostError
@@ -34,7 +35,7 @@ class Pool(Protocol):
 POLL_S = 0.2        # between two looks at whether to stop: a signal need not wake the thread that waits
 LOSSES = 3          # workers that may die over a unit; from the second on it is alone at work
 
-@dataclass
+@dataclass(eq=False)
 class _Line:
     "How far one chain has come."
     index: int
@@ -67,9 +68,10 @@ class _Course:
                 if self.stop.is_set(): self._withdraw()
                 if not self.running: break
                 self._collect()
-        except BaseException:
-            if not self.stop.is_set(): self._drain()
-            else: self.pool.end(self.executor, at_once=True)       # stopped a second time
+        except BaseException as e:
+            twice = isinstance(e, KeyboardInterrupt) and self.stop.is_set()     # stopped a second time
+            if twice: self.pool.end(self.executor, at_once=True)
+            else: self._drain()
             raise
         self.pool.end(self.executor)
         return [line.reports for line in self.lines]
@@ -134,18 +136,19 @@ class _Course:
         "The executor is broken: make it anew, and try again what was under way."
         if self.stop.is_set(): return                   # the workers were told to stop, too
         again = self.pool.restart(self.executor, len(self.lines))
-        for line in lines:
-            line.suspect, line.losses = True, line.losses + 1
-            if again is not None and line.losses < LOSSES: self.suspects.append(line)
-            else: self._give_up(line, error)
         if again is not None: self.executor = again
-        else:
-            while self.waiting: self._give_up(self.waiting.pop(), error)
+        for line in lines: line.suspect, line.losses = True, line.losses + 1
+        gone = [line for line in lines if again is None or line.losses >= LOSSES]
+        self.suspects += [line for line in lines if line not in gone]
+        if again is None:
+            gone += reversed(self.waiting)
+            self.waiting.clear()
+        for line in sorted(gone, key=lambda line: line.over): self._give_up(line, error)    # units first
 
     def _give_up(self, line: _Line, error: BrokenExecutor) -> None:
-        "Report the unit as failed, and the rest of its chain as skipped."
+        "Report the unit as failed, and the rest of its chain as skipped. The end of a chain that is over is made here."
         from daedalus_etl.core.report import UnitReport     # late: it brings polars
-        if line.over: raise WorkerLostError(f"a worker process died at the end of a chain ({error})", fix=_FIX)
+        if line.over: return self._went_on(line, self.finish(line.job, line.before))
         at = line.unit.partition.path
         lost = WorkerLostError(f"the worker process that computed this partition died ({error})", path=at, fix=_FIX)
         reports = [UnitReport(at, "failed", f"{type(lost).__name__}: {lost}", error=lost)]
@@ -197,7 +200,7 @@ class Processes(LocalPool):
         "Processes for so many chains; each starts when it gets its first step."
         workers = max(1, min(self.in_flight, chains))
         threads = max(2, (os.cpu_count() or 1) // workers)      # of polars, in each of them
-        return _Workers(workers, multiprocessing.get_context("spawn"), _begin_worker, (threads,))
+        return _Workers(workers, _Deaf(), _begin_worker, (threads,))
 
     def restart(self, executor: Executor, chains: int) -> Executor:
         "New processes instead of those of which one died."
@@ -225,17 +228,29 @@ class Borrowed(LocalPool):
         "Nothing: who has made the executor ends it."
         return None
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)        # to a whole process group most often: it is for the parent to stop us
+
+class _Worker(SpawnProcess):
+    "A process that SIGTERM does not end: an executor that is broken ends those that are left, and waits for them."
+    def terminate(self) -> None:
+        "End it in the middle of what it does."
+        self.kill()
+
+class _Deaf(SpawnContext):
+    "Makes processes that nobody but us can end."
+    Process = _Worker
+
 class _Workers(ProcessPoolExecutor):
-    "Processes that begin deaf to Ctrl-C: they inherit what is blocked when they are started, which is in `submit`."
+    "Processes that begin deaf to signals: they inherit what is blocked when they are started, which is in `submit`."
     def submit(self, *args, **kwargs) -> Future:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try: return super().submit(*args, **kwargs)
         finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 def _begin_worker(threads: int) -> None:
-    "In a new worker process: its number of polars' threads, no Ctrl-C, and an end with its parent."
+    "In a new worker process: its number of polars' threads, no Ctrl-C, no SIGTERM, and an end with its parent."
     os.environ.setdefault("POLARS_MAX_THREADS", str(threads))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for stops in _STOPS: signal.signal(stops, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
 
 def _end_with_parent() -> None:

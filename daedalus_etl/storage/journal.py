@@ -20,8 +20,8 @@ from .disk import LOCK_TIMEOUT_S, Lock, disk_errors
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['Step', 'MANY', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets', 'commit',
-           'check_place', 'commit_lakes', 'survey_dataset']
+__all__ = ['Step', 'WILL_BE_DONE', 'MANY', 'Change', 'discard', 'Journal', 'journals', 'recover', 'sweep', 'open_datasets',
+           'commit', 'check_place', 'commit_lakes', 'survey_dataset']
 
 # %% ../../nbs/10_storage/03a_journal.ipynb #edbfb5b0
 @dataclass(frozen=True)
@@ -265,8 +265,8 @@ def commit(changes: Sequence[Change], *, whole: Mapping[Dataset, Mapping[str, Sn
     try:
         _check_changes(changes)
         with disk_errors(_lake(changes)): _commit(changes, whole or {}, timeout_s, held, journaled)
-    except Exception as e:
-        if any(j.path.exists() for j in journaled): e.add_note(_WILL_BE_DONE)
+    except BaseException as e:      # a second Ctrl-C, too
+        if any(j.path.exists() for j in journaled): e.add_note(WILL_BE_DONE)
         raise
     finally:
         slots = [s for c in changes for s in c.slots] + held
@@ -274,7 +274,7 @@ def commit(changes: Sequence[Change], *, whole: Mapping[Dataset, Mapping[str, Sn
         with ExitStack() as stack:
             for slot in slots: stack.callback(slot.leave if unfinished else slot.close)
 
-_WILL_BE_DONE = ("The commit is written down, and some of its partitions may be published: the next run that opens the "
+WILL_BE_DONE = ("The commit is written down, and some of its partitions may be published: the next run that opens the "
                  "lake, or `daedalus recover`, will finish it.")
 
 def _check_changes(changes: Sequence[Change]) -> None:
