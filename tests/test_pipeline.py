@@ -546,12 +546,12 @@ def test_status_knows_what_is_to_come(home, monkeypatch, capsys):
     assert main(home, monkeypatch, "status", "bars") == 0
     said = capsys.readouterr().out
     rows = [[w.strip() for w in line.strip("│").split("┆")] for line in said.splitlines() if "┆" in line]
-    assert ["bars", "lake/gold/bars/60s", "0", "4"] in [r[:4] for r in rows]
+    assert ["bars", "gold/bars/60s", "0", "4"] in [r[:4] for r in rows]
     assert main(home, monkeypatch, "run", "bars", "--symbol", "BTC-USDT") == 0
     capsys.readouterr()
     assert main(home, monkeypatch, "status", "bars") == 0
     rows = [[w.strip() for w in line.strip("│").split("┆")] for line in capsys.readouterr().out.splitlines()]
-    assert ["bars", "lake/gold/bars/900s", "2", "2"] in [r[:4] for r in rows]
+    assert ["bars", "gold/bars/900s", "2", "2"] in [r[:4] for r in rows]
 
 
 def test_status_says_what_cannot_be_planned(home, monkeypatch, capsys):
@@ -559,7 +559,7 @@ def test_status_says_what_cannot_be_planned(home, monkeypatch, capsys):
     shutil.rmtree(home / "raw/ticker")
     assert main(home, monkeypatch, "status") == 2
     said, err = capsys.readouterr()
-    assert "lake/silver/trades" in said and "raw/ticker: no such folder" in err and "Traceback" not in err
+    assert "silver/trades" in said and "raw/ticker: no such folder" in err and "Traceback" not in err
     assert main(home, monkeypatch, "run", "--only") == 2 and "names of steps" in capsys.readouterr().err
 
 

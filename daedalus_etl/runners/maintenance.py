@@ -79,17 +79,19 @@ def status(args: argparse.Namespace) -> None:
     import polars as pl
     args.dry_run, settings = True, config_of(args)
     report = jobs.plan_pipeline(args, settings)
-    _show(pl.DataFrame([row for step in report.steps for row in _datasets(step)]), "nothing to see")
+    lake = settings.storage.output_root
+    _show(pl.DataFrame([row for step in report.steps for row in _datasets(step, lake)]), f"nothing in {lake}")
     if (reasons := report.reasons()).height: _show(reasons, "")
-    _show_left(settings.storage.output_root)
+    _show_left(lake)
     jobs.raised(report)
 
 STATES = ("done", "new", "changed", "stale", "conflict", "vanished", "failed", "skipped")
 
-def _datasets(step: StepReport) -> list[dict]:
+def _datasets(step: StepReport, lake: str) -> list[dict]:
     "A row for each dataset of a step: how many of its partitions stand how; those that the step would write, too."
     places = list(step.report.targets.values()) if step.report else [o.path for o in step.step.config.outputs.values()]
-    return [{"step": step.name, "dataset": p, **{s: step.counts[s] for s in STATES}, "note": step.note} for p in places]
+    return [{"step": step.name, "dataset": p.removeprefix(f"{lake.rstrip('/')}/"),
+             **{s: step.counts[s] for s in STATES}, "note": step.note} for p in places]
 
 def _show_left(lake: str) -> None:
     "What dead processes and bad input left behind."
