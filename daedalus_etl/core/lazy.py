@@ -20,7 +20,7 @@ def lazy_source(schema: dict[str, pl.DataType], batches: Batches) -> pl.LazyFram
         columns = [c for c in schema if with_columns is None or c in with_columns]
         left = n_rows
         for batch in batches(columns):
-            batch = batch.select(columns)
+            batch = batch.select(columns) if columns else pl.DataFrame(height=batch.height)   # to be counted
             if left is not None:
                 batch = batch.head(left)
                 left -= batch.height
