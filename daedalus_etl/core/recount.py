@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from .outputs import Present, Target
-from .errors import StorageError
 from .report import COUNTS, UnitReport
 from ..storage.commit import Dataset, Slot
 from ..storage.disk import disk_errors
@@ -35,14 +34,15 @@ def recounted(report: UnitReport, partition: Partition, targets: Mapping[str, Ta
 
 # %% ../../nbs/40_run/02e_recount.ipynb #36fe51f6
 def begun(targets: Iterable[Target]) -> int | None:
-    "The time (ns) by the filesystems of the targets, the earliest if they are several; None where nothing can be made."
+    "The time (ns) by the filesystems of the targets, the earliest if they are several; None if all may only be read."
     desks = {t.output.lake: t.dataset.desk for t in targets if not is_url(t.output.lake)}
-    try: return min(map(_now, desks.values()), default=None)
-    except StorageError: return None        # no unit can be written either; its own error says so, if there is one
+    return min((t for d in desks.values() if (t := _now(d)) is not None), default=None)
 
-def _now(desk: Dataset) -> int:
+def _now(desk: Dataset) -> int | None:
     "By a file without a name, where there can be one: a run that finds nothing to do leaves no trace."
-    try: unnamed = os.open(desk.meta / "stage", os.O_TMPFILE | os.O_RDWR, 0o600)
+    stage = desk.meta / "stage"
+    if stage.is_dir() and not os.access(stage, os.W_OK | os.X_OK): return None
+    try: unnamed = os.open(stage, os.O_TMPFILE | os.O_RDWR, 0o600)
     except (AttributeError, OSError): return _named(desk)
     try: return os.fstat(unnamed).st_mtime_ns
     finally: os.close(unnamed)
