@@ -103,6 +103,15 @@ def lax_bucket(store_server, monkeypatch) -> Iterator[str]:
 Answer = tuple[int, bytes]
 
 
+def every_second_put() -> Callable[[str, str], bool]:
+    "A rule for `Proxy(loses=)`: the answers of the first put, the third, ... do not arrive, so that each is repeated."
+    n = [0]
+    def loses(method: str, path: str) -> bool:
+        n[0] += method == "PUT"
+        return method == "PUT" and n[0] % 2 == 1
+    return loses
+
+
 class Proxy:
     """Passes requests on to a store, without the headers `strip`; `answer` (method, path) may answer in its place.
 

@@ -28,7 +28,7 @@ from daedalus_etl.storage.objects import list_folder, put, remove, walk
 from daedalus_etl.storage.partitions import discover
 from daedalus_etl.storage.spool import spooled
 from lakes import BTC, ETH, leaf, run, statuses, tape
-from objects import CANARY, Proxy, use
+from objects import CANARY, Proxy, every_second_put, use
 
 
 @pytest.fixture(autouse=True)
@@ -258,11 +258,7 @@ def test_an_object_that_never_stands_still_fails_its_unit(bronze, bucket, tmp_pa
 def test_runs_whose_answers_are_lost_publish_the_same(bronze, bucket, tmp_path, store_server, monkeypatch):
     "Each put is done, and for every second one the store's answer does not arrive: it is repeated, and meets itself."
     run(lakes.trades(bronze, tmp_path / "lake"))
-    n = [0]
-    def loses(method, path):
-        n[0] += method == "PUT"
-        return method == "PUT" and n[0] % 2 == 1
-    with Proxy(store_server, loses=loses) as proxy:
+    with Proxy(store_server, loses=every_second_put()) as proxy:
         use(monkeypatch, proxy.endpoint)
         assert statuses(run(lakes.trades(bronze, f"{bucket}/lake"))) == ["written"] * 2
     for day in (8, 9):

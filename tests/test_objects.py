@@ -15,7 +15,7 @@ from daedalus_etl.storage.objects import (
     AlreadyThere, ObjectInfo, Replaced, create, fetch, head, is_url, join_url, list_folder, put, read, remove, replace,
     split_url, walk)
 from daedalus_etl.storage.urls import Unreachable
-from objects import CANARY, Proxy, use
+from objects import CANARY, Proxy, every_second_put, use
 
 
 @pytest.fixture
@@ -262,11 +262,7 @@ def test_a_trial_whose_answers_are_lost_finds_the_same(bucket, store_server, mon
 
 
 def test_a_replacement_and_a_race_whose_answers_are_lost(bucket, store_server, monkeypatch):
-    n = [0]
-    def loses(method, path):
-        n[0] += method == "PUT"
-        return method == "PUT" and n[0] % 2 == 1
-    with Proxy(store_server, loses=loses) as proxy:
+    with Proxy(store_server, loses=every_second_put()) as proxy:
         use(monkeypatch, proxy.endpoint)
         assert all(probe(bucket).conditional for _ in range(2))
 
