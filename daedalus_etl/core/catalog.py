@@ -5,6 +5,7 @@
 # %% ../../nbs/00_core/05_catalog.ipynb #e01baa5f
 from __future__ import annotations
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from collections.abc import Callable, Iterable, Mapping
 import polars as pl
 from .enums import FeatureCategory
@@ -13,8 +14,9 @@ from .render import (
     Markup, html, html_formula, html_table, listed, md, md_code, md_formula, md_table, searchable)
 
 # %% auto #0
-__all__ = ['Column', 'declare', 'declare_alias', 'aliases', 'channels', 'declared', 'Catalogue', 'select', 'schema_of',
-           'asked_windows', 'table', 'md_catalogue', 'html_catalogue']
+__all__ = ['LABEL_CHANNEL', 'Column', 'declare', 'labels_declared', 'is_label', 'declare_alias', 'aliases', 'channels',
+           'declared', 'Catalogue', 'select', 'selected', 'schema_of', 'asked_windows', 'table', 'md_catalogue',
+           'html_catalogue']
 
 # %% ../../nbs/00_core/05_catalog.ipynb #ed1ca7c5
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,12 @@ class Column:
     inputs: tuple[str, ...] = ()         # raw columns that the value is computed from
     per: str | Callable = ""             # field of `FeatureConfig`, or a function of it, whose values fill the template
     always: bool = False                 # written whatever is selected
+    block: str = ""                      # of `bar_blocks`: bound only where the configuration asks for this block
     param: object = field(default=None, compare=False)   # the value that filled the template
 
     def bind(self, config) -> list[Column]:
         "The concrete columns under `config`, one for each value of the parameter `per`."
+        if self.block and self.block not in config.bar_blocks: return []
         if not self.per: return [self]
         values = self.per(config) if callable(self.per) else getattr(config, self.per)
         return [replace(self, name=self.name.format(W=v), param=v) for v in values]
@@ -57,21 +61,43 @@ class Column:
         rows = [
             ("definition", md_formula(self.formula)), ("unit", self.unit), ("type", self.type_name),
             ("bounds", self.bounds), ("warm-up", f"{self.warmup} observations" if self.warmup > 1 else ""),
-            ("from", listed(self.inputs)), ("columns", Markup(per) if self.per and self.param is None else ""),
-            ("source", self.citation)]
+            ("from", listed(self.inputs)), ("block", self.block),
+            ("columns", Markup(per) if self.per and self.param is None else ""), ("source", self.citation)]
         return md_table((r for r in rows if r[1]), (md_code(self.name), f"{self.channel}, {self.category.value}"))
 
 # %% ../../nbs/00_core/05_catalog.ipynb #52d5c2c5
 _COLUMNS: dict[tuple[str, str], Column] = {}
 _ALIASES: dict[tuple[str, str], str] = {}
+LABEL_CHANNEL = "_labels"   # how the names of channels of labels end
+_declarations = 0           # how often something was declared: what was derived before is out of date
 
 def declare(*columns: Column) -> None:
     "Put `columns` into the catalogue; a column declared before under the same channel and template is replaced."
+    global _declarations
+    for c in columns: _fits(c)
     for c in columns: _COLUMNS[c.channel, c.name] = c
+    _declarations += 1
+
+def _fits(c: Column) -> None:
+    "`UnknownFeatureError` for a label among features, or a feature among labels: they never share a dataset."
+    if (c.category is FeatureCategory.LABEL) == c.channel.endswith(LABEL_CHANNEL): return
+    raise UnknownFeatureError(
+        f"{c.name!r} of category {c.category.value!r} cannot be declared for channel {c.channel!r}",
+        expected=f"category label in channels that end in {LABEL_CHANNEL}, and only there: a label looks ahead")
+
+def labels_declared() -> dict[str, Column]:
+    "All declared labels by template, of whatever channel."
+    return {c.name: c for c in _COLUMNS.values() if c.category is FeatureCategory.LABEL}
+
+def is_label(name: str, config) -> bool:
+    "Whether `name` is that of a label under `config`."
+    return any(name == b.name for c in labels_declared().values() for b in c.bind(config))
 
 def declare_alias(channel: str, **names: str) -> None:
     "Let `names` (alias=name) be understood on selection. An alias is never written as a column."
+    global _declarations
     for alias, name in names.items(): _ALIASES[channel, alias] = name
+    _declarations += 1
 
 def aliases(channel: str) -> dict[str, str]:
     "The aliases of a channel's columns, each with the column's own name."
@@ -118,21 +144,36 @@ class Catalogue(Mapping):
         "The column's own name for `name`, which may be an alias. Raises `UnknownFeatureError`, with the nearest name."
         own = _ALIASES.get((self.channel, name), name)
         if own not in self._columns:
+            if is_label(own, self.config): raise _looks_ahead(own)
             raise UnknownFeatureError(
                 f"{name!r} is no feature of channel {self.channel!r} under this configuration",
                 fix=did_you_mean(name, self._columns))
         return own
 
+def _looks_ahead(name: str) -> UnknownFeatureError:
+    return UnknownFeatureError(
+        f"{name!r} is a label: it is made of rows that come later, and is no feature", fix="Labels come from labels().")
+
 # %% ../../nbs/00_core/05_catalog.ipynb #76c6a7b8
 def select(catalogue: Catalogue) -> list[Column]:
     """The columns that the catalogue's configuration asks for: `features` if it names any, else `categories`.
 
-    Raises `UnknownFeatureError` for a feature that the catalogue lacks."""
+    Raises `UnknownFeatureError` for a feature that the catalogue lacks, and for a channel of labels: nobody selects
+    these as features."""
     config = catalogue.config
+    if catalogue.channel.endswith(LABEL_CHANNEL): raise _looks_ahead(next(iter(catalogue)))
     if config.features:
         wanted = {catalogue.resolve(f) for f in config.features}
         return [c for c in catalogue.values() if c.always or c.name in wanted]
     return [c for c in catalogue.values() if c.always or c.category in config.categories]
+
+@lru_cache(maxsize=64)
+def _selected(channel: str, config, declarations: int) -> tuple[Column, ...]:
+    return tuple(select(Catalogue(channel, config)))
+
+def selected(channel: str, config) -> list[Column]:
+    "`select` of the channel's catalogue under `config`, remembered: every partition of a run asks for it."
+    return list(_selected(channel, config, _declarations))
 
 def schema_of(columns: Iterable[Column], float_dtype: str = "float64") -> dict[str, pl.DataType]:
     "Polars schema of `columns`; Float64 features become Float32 where `float_dtype` says so."

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -61,10 +61,12 @@ def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, leve
     `levels=False` leaves out those about the levels of books: to read all levels twice costs more than all else.
     `span`: [start, end) of the partition, which no row's `capture_ts` may leave."""
     if contract is None: return CheckedInput(rows, rows.select(pl.len()).collect().item())
-    check_units(rows.head(UNIT_SAMPLE).collect(), contract, file)
+    first = rows.head(UNIT_SAMPLE).collect()
+    check_units(first, contract, file)
     names = [n for n in rows.collect_schema().names() if levels or n not in ("bids", "asks")]
     rules = bad_row_rules(contract, clock=contract.clock, columns=names, span=span)
-    count, *clean = rows.select(pl.len(), **{k: r.clean for k, r in rules.items()}).collect().row(0)
+    seen = first if first.height < UNIT_SAMPLE else rows         # they may be all there are
+    count, *clean = seen.select(pl.len(), **{k: r.clean for k, r in rules.items()}).lazy().collect().row(0)
     if count == 0 or all(clean): return CheckedInput(rows, count)
     broken = pl.any_horizontal(r.where for r in rules.values())
     bad = rows.with_row_index("__row").filter(broken).with_columns(pl.col("__row").cast(pl.Int64), reason_of(rules))
@@ -121,20 +123,15 @@ def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConf
     if contract: check_limits(pf, config.limits, fmt)       # files of others; our own are what we made them
     pf, aside = _readable(pf, contract, config, read_rows)
     with reading(pf, contract, fmt):
-        if pf.files: rows = scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows)
+        hold = SMALL_ROWS if pf.size <= SMALL else 0
+        if pf.files: rows = scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows, hold_rows=hold)
         else: rows = pl.LazyFrame(schema=contract.schema)
-        if pf.size <= SMALL: rows = _kept(rows)
         found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
     judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
     return replace(found, files=pf, aside=aside)
 
 SMALL = 128 * 2**10        # bytes of files of which the rows are kept
 SMALL_ROWS = 20_000        # a file may unfold to more rows than its size lets one expect
-
-def _kept(rows: pl.LazyFrame) -> pl.LazyFrame:
-    "The rows in memory if they are few: each of half a dozen queries would open the files anew."
-    first = rows.head(SMALL_ROWS + 1).collect()
-    return first.lazy() if first.height <= SMALL_ROWS else rows
 
 def _readable(pf: PartitionFiles, contract: Contract | None, config: InputConfig,
               read_rows: int | None) -> tuple[PartitionFiles, pl.DataFrame]:
@@ -146,11 +143,10 @@ def _readable(pf: PartitionFiles, contract: Contract | None, config: InputConfig
     pf, lines = settle_lines(pf, contract, config.format)
     return pf, pl.concat([whole, lines], how="diagonal")
 
-def check_drift(found: Mapping[str, pl.DataType], declared: Collection[str], before: Mapping[str, pl.DataType],
-                where: str) -> None:
-    "`SchemaError` if a column that nobody declared has another type than `before`, in the result before it."
+def check_drift(found: Mapping[str, pl.DataType], before: Mapping[str, pl.DataType], where: str) -> None:
+    "`SchemaError` if one of the columns `found`, which nobody declared, had another type in the result `before` it."
     for name, dtype in before.items():
-        if name in found and name not in declared and found[name] != dtype:
+        if name in found and found[name] != dtype:
             raise SchemaError(
                 f"{found[name]}, but {dtype} in the partition before it, {where}", column=name,
                 expected="one type over all days of a stream",
@@ -228,10 +224,10 @@ class UnitRun:
         contract = contract_of(config, features.clock)
         if contract and self.unit.previous and name == next(iter(self.unit.inputs)):
             declared = {*contract.names, *(k for k, _ in pf.partition.items)}
-            schema = found.rows.collect_schema()
-            for target in self.targets.values():
+            others = {n: t for n, t in found.rows.collect_schema().items() if n not in declared}
+            for target in self.targets.values() if others else ():
                 before = target.dataset.schema(self.unit.previous) or {}
-                check_drift(schema, declared, before, self.unit.previous.path.rpartition("/")[2])
+                check_drift(others, before, self.unit.previous.path.rpartition("/")[2])
         return found
 
     def _nothing(self, name: str) -> pl.LazyFrame:
@@ -259,7 +255,8 @@ class UnitRun:
     def _columns(self, frame: pl.LazyFrame) -> pl.LazyFrame:
         "The frame without the time keys that the path holds already."
         keys = {k for k, _ in self.unit.partition.items if k in TIME_KEYS} - {"hour"}
-        return frame.select(c for c in frame.collect_schema().names() if c not in keys)
+        names = frame.collect_schema().names()
+        return frame.select(n for n in names if n not in keys) if keys & set(names) else frame
 
     def _footer(self) -> dict[str, str]:
         "What the result was made from; called when the last row is written, so that the state is known."

@@ -15,7 +15,7 @@ from ..core.config import FeatureConfig
 from ..core.levels import LEVELS
 from .books import FAULTS, book_faults, check_book_values, mark_repeats, sides
 from .ordering import (
-    CONTENT, ROW, SEEN, Survey, clock_us, find_repeats, order_keys, ordered_batches, seen_rows, survey)
+    CONTENT, ROW, SEEN, Survey, clock_us, find_repeats, ordered_batches, seen_rows, survey)
 from .processor import release_unused
 from .streaming import US
 
@@ -74,7 +74,7 @@ class CleanTrades(CleanRows):
 
     def _prepared(self, rows: pl.LazyFrame, found: Survey, notes: Notes) -> pl.LazyFrame:
         self._repeats = None
-        if "trade_id" not in rows.collect_schema().names() or not self._may_repeat(rows, found): return rows
+        if "trade_id" not in rows.collect_schema().names() or not self._may_repeat(found): return rows
         if ROW not in rows.collect_schema().names(): rows = rows.with_row_index(ROW)
         repeats = find_repeats(rows, self._recent_rows(), self.clock, int(self.config.dedup_window_s * US))
         conflicts = repeats.filter("conflict")
@@ -85,15 +85,13 @@ class CleanTrades(CleanRows):
         if repeats.height: self._repeats = repeats.select("row", "kept")
         return rows
 
-    def _may_repeat(self, rows: pl.LazyFrame, found: Survey) -> bool:
+    def _may_repeat(self, found: Survey) -> bool:
         "Strictly increasing ids repeat nothing among themselves, and nothing recent if they begin above it."
-        recent = self._recent_rows()
         if not found.ids_increase: return True
-        highest = recent["trade_id"].cast(pl.Int64, strict=False)
+        recent = self._recent_rows()
         if recent.height == 0 or found.rows == 0: return False
-        keys = order_keys(["trade_id"], self.clock)
-        lowest = rows.select(keys["sequence"].min()).collect().item()
-        return bool(highest.null_count()) or lowest <= highest.max()
+        ids = recent["trade_id"].cast(pl.Int64, strict=False)
+        return bool(ids.null_count()) or found.least_id <= ids.max()
 
     def _clean(self, batch: pl.DataFrame, notes: Notes) -> pl.DataFrame:
         self._remember(batch)
@@ -116,7 +114,8 @@ class CleanTrades(CleanRows):
         return seen.select("clock", "trade_id", *map(content, CONTENT))
 
     def _recent_rows(self) -> pl.DataFrame:
-        rows = pl.concat(list(self.recent))
+        rows = pl.concat(self.recent) if len(self.recent) > 1 else self.recent[0]
+        if rows.height == 0: return rows
         edge = (rows["clock"].max() or 0) - int(self.config.dedup_window_s * US)
         return rows.filter(pl.col("trade_id") != "", pl.col("clock") > edge)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import polars as pl
 from ..core.base import Notes, TransformContext
 from ..core.budget import USUAL, Pieces
-from ..core.catalog import Catalogue, Column, asked_windows, schema_of, select
+from ..core.catalog import Column, asked_windows, schema_of, selected
 from ..core.config import FeatureConfig, normalize_symbol
 from ..core.errors import ConfigError, SchemaError, did_you_mean
 from ..core.lazy import lazy_source
@@ -135,7 +135,7 @@ class _FramePass:
                 fix="Leave it null, or make bars.")
         self.channel, self.config, self.states, self.context, self.trades = channel, config, states, context, trades
         self.rows = book_columns(rows) if channel == "orderbook" else rows
-        self.columns, self.before = select(Catalogue(channel, config)), dict(states or {})
+        self.columns, self.before = selected(channel, config), dict(states or {})
 
     def source(self) -> tuple[dict, Callable]:
         "Schema and batches of the frame."
@@ -214,7 +214,7 @@ def _own_config(config: FeatureConfig, symbol: str | None, columns: list[Column]
     "The configuration of one symbol; overrides must not change which columns there are, for a dataset has one schema."
     if not config.overrides or symbol is None: return config
     own = config.for_symbol(symbol)
-    if [c.name for c in select(Catalogue(columns[0].channel, own))] != [c.name for c in columns]:
+    if [c.name for c in selected(columns[0].channel, own)] != [c.name for c in columns]:
         raise ConfigError(
             f"overrides of {symbol!r} change the columns of {columns[0].channel}: a dataset has one schema; "
             "override values only")

@@ -43,6 +43,7 @@ class Survey:
     disordered: int             # rows whose predecessor in the file is later than they are
     first: int | None           # smallest clock, us
     last: int | None            # largest clock, us
+    least_id: int | None = None     # the smallest id, if `ids_increase`
 
 @jit
 def survey_batch(s, clock, timestamp, sequence):
@@ -55,12 +56,13 @@ def survey_batch(s, clock, timestamp, sequence):
             later = c > s["clock"] or (
                 c == s["clock"] and (t > s["timestamp"] or (t == s["timestamp"] and q >= s["sequence"])))
             if not later: s["disordered"] += 1
+        if s["n"] == 0: s["least"] = q
         if q <= s["highest"]: s["increase"] = 0
         else: s["highest"] = q
         s["low"], s["high"] = min(s["low"], c), max(s["high"], c)
         s["clock"], s["timestamp"], s["sequence"], s["n"] = c, t, q, s["n"] + 1
 
-SURVEY = np.dtype([(k, "i8") for k in "n disordered increase clock timestamp sequence highest low high".split()])
+SURVEY = np.dtype([(k, "i8") for k in "n disordered increase clock timestamp sequence least highest low high".split()])
 
 def survey(rows: pl.LazyFrame, clock: str) -> Survey:
     "Look at the ordering keys of `rows` (one stream) in one streaming pass."
@@ -72,7 +74,8 @@ def survey(rows: pl.LazyFrame, clock: str) -> Survey:
         survey_batch(s[0], *(b[k].to_numpy() if k in keys else none for k in ("clock", "timestamp", "sequence")))
     n, disordered, increase = (int(s[k][0]) for k in ("n", "disordered", "increase"))
     low, high = (int(s[k][0]) if n else None for k in ("low", "high"))
-    return Survey(n, disordered == 0, bool(increase), disordered, low, high)
+    least = int(s["least"][0]) if n and increase else None
+    return Survey(n, disordered == 0, bool(increase), disordered, low, high, least)
 
 # %% ../../nbs/20_features/01_ordering.ipynb #b53933df
 def ordered_batches(rows: pl.LazyFrame, clock: str, found: Survey, pieces: Pieces = USUAL) -> Iterator[pl.DataFrame]:

@@ -133,8 +133,10 @@ class Processor:
         t = clock_array(frame, self.config.clock)
         if t.size == 0: return frame.with_columns(**{k: pl.lit(None, d) for k, d in self.schema().items()})
         made = self._compute(t, frame)
-        series = [column(name, made[name], dtype) for name, dtype in self.schema().items()]
-        return frame.with_columns(series)
+        schema = self.schema()
+        series = [column(name, made[name], dtype) for name, dtype in schema.items()]
+        if again := schema.keys() & set(frame.columns): frame = frame.drop(again)
+        return frame.hstack(series)                     # `with_columns` would be a query
 
     def schema(self) -> dict[str, pl.DataType]:
         "Names and types of the columns that `process` adds."
@@ -198,8 +200,8 @@ def as_enum(codes: np.ndarray, dtype: pl.Enum) -> pl.Series:
 def column(name: str, values, dtype) -> pl.Series:
     "A column of `dtype` from `values` (n), NaN and infinities as null, without copying where nothing is undefined."
     if isinstance(dtype, pl.Enum): return as_enum(values, dtype).alias(name)
-    made = values if isinstance(values, pl.Series) else pl.Series(name, values, nan_to_null=True)
-    made = (made if made.dtype == dtype else made.cast(dtype)).alias(name)
+    made = values.alias(name) if isinstance(values, pl.Series) else pl.Series(name, values, nan_to_null=True)
+    if made.dtype != dtype: made = made.cast(dtype)
     # not `is_infinite().any()`: that is a query, and of columns there are many
     if not made.dtype.is_float() or (made.min() != -math.inf and made.max() != math.inf): return made
     return made.to_frame().select(pl.when(pl.col(name).is_finite()).then(name)).to_series()      # overflown: undefined

@@ -126,14 +126,14 @@ STREAM_KEYS = ("exchange", "symbol")
 def _spellings_agree(stored: str, folder: str) -> bool:
     return stored == folder or sanitize_symbol(stored) == folder or stored == sanitize_symbol(folder)
 
-def _check_streams(lf: pl.LazyFrame, pf: PartitionFiles, names: list[str]) -> list[str]:
+def _check_streams(rows: pl.LazyFrame | pl.DataFrame, pf: PartitionFiles, names: list[str]) -> list[str]:
     "The keys of the path that the rows lack (or hold only as null); PartitionError where rows and path disagree."
     keys = [k for k in STREAM_KEYS if pf.partition.get(k) is not None]
     stored, missing = [k for k in keys if k in names], [k for k in keys if k not in names]
     if not stored: return missing
     facts = [f(pl.col(k)).alias(f"{k}|{n}") for k in stored for n, f in
              (("low", pl.Expr.min), ("high", pl.Expr.max), ("nulls", pl.Expr.null_count))]
-    row = lf.select(pl.len(), *facts).collect().row(0, named=True)
+    row = rows.select(pl.len(), *facts).lazy().collect().row(0, named=True)
     for k in stored:
         low, high, nulls = (row[f"{k}|{n}"] for n in ("low", "high", "nulls"))
         if row["len"] and nulls == row["len"]: missing.append(k)
@@ -165,11 +165,12 @@ def _check_copies(pf: PartitionFiles, contract: Contract | None, parts: list[_Pa
 # %% ../../nbs/10_storage/02_dataset.ipynb #3ca9c989
 def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fmt: DataFormat = DataFormat.PARQUET,
                    extra: Extra = "keep", columns: Sequence[str] | None = None, *,
-                   read_rows: int | None = None) -> pl.LazyFrame:
+                   read_rows: int | None = None, hold_rows: int = 0) -> pl.LazyFrame:
     """The rows of a partition, lazily, ordered by (path, row in file), in the contract's types.
 
     `channel`: trades, orderbook, ticker, a Contract (which also carries the clock), or None for no contract.
-    `read_rows`: decode so many rows of a Parquet file at a time, instead of whole row groups.
+    `read_rows`: decode so many rows of a Parquet file at a time, instead of whole row groups. `hold_rows`: read the
+    rows now if they are no more than so many, for a partition that will be asked several things.
     Raises CorruptFileError, SchemaError and PartitionError before any feature is computed; wrap the collecting
     in `reading` to get typed errors for damage that shows up later."""
     fmt = DataFormat(fmt)
@@ -183,8 +184,9 @@ def scan_partition(pf: PartitionFiles, channel: str | Contract | None = None, fm
         for part in parts: _check_lossless(part, read_rows)
         _same_types(parts)
         lf = pl.concat(_scans(parts, read_rows), how="diagonal")
+        if (held := _held(lf, hold_rows)) is not None: lf = held.lazy()
         names = list(dict.fromkeys(n for p in parts for n in p.schema))
-        missing = _check_streams(lf, pf, names)
+        missing = _check_streams(lf if held is None else held, pf, names)
     lf = lf.with_columns(pl.lit(pf.partition.get(k)).alias(k) for k in missing)
     names += [k for k in missing if k not in names]
     return lf.select(_wanted(names, contract, pf, extra, columns))
@@ -194,6 +196,11 @@ def _check_source(pf: PartitionFiles, fmt: DataFormat) -> None:
     if fmt is DataFormat.PARQUET: return
     raise ConfigError(f"{fmt.value} on an object store cannot be scanned where it lies: it must be read as a whole",
                       path=pf.root, expected="Parquet", fix="Let a transform read it, or copy it to a folder first.")
+
+def _held(rows: pl.LazyFrame, most: int) -> pl.DataFrame | None:
+    "The rows if they are no more than `most`: each of half a dozen queries would open the files anew."
+    first = rows.head(most + 1).collect() if most else None
+    return first if first is not None and first.height <= most else None
 
 def _scans(parts: list[_Part], read_rows: int | None = None) -> list[pl.LazyFrame]:
     "One scan per run of neighbouring files with the same schema."

@@ -35,7 +35,7 @@ def save_record(dataset: Dataset | ObjectDataset, partition: Partition, staged: 
     "Write the record of a staged file; `facts` are further entries (JSON values, and sets)."
     content = {"format": 1, "partition": partition.path, "rows": staged.rows, "bytes": staged.size,
                "sha256": staged.sha256, "footer": dict(staged.footer), **facts}
-    data = json.dumps(content, sort_keys=True, indent=1, default=sorted).encode()   # a set has no order of its own
+    data = json.dumps(content, sort_keys=True, default=sorted).encode()      # a set has no order of its own
     dataset.keep(record_name(staged.footer, staged.sha256), data)
 
 def input_facts(dataset: Dataset | ObjectDataset, inputs: Mapping[str, PartitionFiles]) -> dict[str, Any]:

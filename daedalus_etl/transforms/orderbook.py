@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import polars as pl
 from ..core.base import TransformContext
-from ..core.catalog import Catalogue, select
+from ..core.catalog import selected
 from ..core.config import FeatureConfig
 from ..core.registry import register_transform
 from ..features.ordering import clock_us
@@ -40,7 +40,7 @@ class OrderbookFeatureTransform(StreamTransform):
 
     def never_forgets(self, features: FeatureConfig) -> str:
         "VPIN counts its buckets from the stream's first trade on."
-        names = {c.name for c in select(Catalogue(self.channel, features))}
+        names = {c.name for c in selected(self.channel, features)}
         counts = features.enable_vpin and "trades" in self.config.inputs and names & {"vpin", "vpin_bucket_count"}
         return "VPIN's buckets are counted from the first trade on" if counts else ""
 

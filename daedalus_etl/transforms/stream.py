@@ -8,7 +8,7 @@ import json
 from typing import ClassVar
 import polars as pl
 from ..core.base import StatefulTransform, TransformContext
-from ..core.catalog import Catalogue, select
+from ..core.catalog import selected
 from ..core.config import FeatureConfig
 from ..core.errors import TransformError
 from ..features.frames import feature_frame
@@ -59,5 +59,5 @@ class StreamTransform(StatefulTransform):
 
     def footer(self, context: TransformContext) -> dict[str, str]:
         "Units of the feature columns, for readers of the files."
-        columns = select(Catalogue(self.channel, context.feature_config))
+        columns = selected(self.channel, context.feature_config)
         return {"units": json.dumps({c.name: c.unit for c in columns}, separators=(",", ":"))}
