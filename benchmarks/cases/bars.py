@@ -5,7 +5,8 @@ from benchmarks import inputs
 from benchmarks.harness import FLOOR, OURS, Case, Env, Side, measured
 
 TRADES, SECONDS = 2_000_000, 60
-TICKS, VOLUME = 1000, 50.0        # of a tick bar; base, of a volume bar
+TICKS, VOLUME, DOLLARS = 1000, 50.0, 2_000_000.0        # of a tick bar; base, of a volume bar; quote, of a dollar bar
+STREAM = ("simulated", "BTC-USDT")
 
 
 def made_tape(env: Env): return inputs.tape(env.data, env.rows)
@@ -17,7 +18,7 @@ def bars_of(rows) -> int:
     from daedalus_etl.core.config import FeatureConfig, StorageConfig
     from daedalus_etl.runners.jobs import bars_config
     from daedalus_etl.transforms.bars import BarAggregationTransform
-    context = TransformContext(feature_config=FeatureConfig(bar_durations=[SECONDS]), stream=("simulated", "BTC-USDT"))
+    context = TransformContext(feature_config=FeatureConfig(bar_durations=[SECONDS]), stream=STREAM)
     bars = BarAggregationTransform(bars_config("trades", StorageConfig()))
     return bars.transform({"silver": rows}, context)[f"gold/{SECONDS}s"].collect().height
 
@@ -115,6 +116,35 @@ def finmlkit(env: Env) -> dict:
     return parts["finmlkit, time bars"] | {"parts": parts}
 
 
+def clocks_ours(env: Env) -> dict:
+    "Bars by ticks, volume and money in one reading of the file."
+    from daedalus_etl.core.base import TransformContext
+    from daedalus_etl.core.config import FeatureConfig, StorageConfig
+    from daedalus_etl.runners.jobs import bars_config
+    from daedalus_etl.transforms.bars import BarAggregationTransform
+    clocks = [f"tick:{TICKS}", f"volume:{VOLUME}", f"dollar:{DOLLARS}"]
+    context = TransformContext(feature_config=FeatureConfig(bar_durations=(), bars=clocks), stream=STREAM)
+    made = BarAggregationTransform(bars_config("trades", StorageConfig())).transform({"silver": scan(env)}, context)
+    return counted(env, sum(bars.collect().height for bars in made.values()))
+
+
+def clocks_finmlkit(env: Env) -> dict:
+    "The same from the file with pyarrow and finmlkit, its preprocessing (sorting, merging) included."
+    import numpy as np
+    import pyarrow.parquet as pq
+    from finmlkit.bar import kit
+    from finmlkit.bar.data_model import TradesData
+    rows = pq.read_table(parquet(env), columns=list(COLUMNS))
+    t = rows["capture_ts"].cast("timestamp[us]").to_numpy().astype(np.int64)
+    price, amount, sign = (rows[k].to_numpy() for k in COLUMNS[1:])
+    trades = TradesData(t, price, amount, np.arange(t.size), side=sign, timestamp_unit="us", preprocess=True)
+    bars = 0
+    for made in (kit.TickBarKit(trades, TICKS), kit.VolumeBarKit(trades, VOLUME), kit.DollarBarKit(trades, DOLLARS)):
+        made.build_directional_features()
+        bars += len(made.build_ohlcv())
+    return counted(env, bars)
+
+
 def finmlkit_trades(env: Env):
     "Trades that went through its preprocessing."
     import numpy as np
@@ -146,12 +176,18 @@ CASES = [
           Side("duckdb", file_duckdb, needs=("duckdb",)), Side("pandas", file_pandas, needs=("pandas",))),
          made_tape, "trades"),
     Case("bars_memory", "60 s bars in memory", "The same from columns in memory. finmlkit's preprocessing (sorting, "
-         "merging) is not counted; its tick and volume bars stand beside, which this package does not make.", "bars",
+         "merging) is not counted; its tick and volume bars stand beside.", "bars",
          TRADES,
          (Side("daedalus_etl", memory_ours, OURS), Side("polars", memory_polars),
           Side("duckdb", memory_duckdb, needs=("duckdb",)), Side("pandas", memory_pandas, needs=("pandas",)),
           Side("finmlkit", finmlkit, needs=("finmlkit",))),
          made_tape, "trades"),
+    Case("clocks_parquet", "Bars by ticks, volume and money from Parquet", f"Bars of {TICKS} trades, {VOLUME:g} base "
+         f"and {DOLLARS:,.0f} quote with their columns, straight from a file of trades, in one reading.",
+         "bars", 500_000,
+         (Side("daedalus_etl", clocks_ours, OURS),
+          Side("finmlkit", clocks_finmlkit, needs=("finmlkit", "pyarrow"))),
+         made_tape, "trades", quick=20_000),
     Case("books_gold", "Bars of books", "The executor over silver books, Parquet to Parquet: bars of 60, 300, 900 and "
          "3600 s.", "bars", 200_000, (Side("daedalus_etl", gold, OURS),),
          lambda env: inputs.silver_books(env.data, env.rows), "snapshots", quick=3_000),

@@ -8,25 +8,23 @@ import math
 from collections.abc import Collection, Iterable
 import numpy as np
 import polars as pl
-from ..core.catalog import Column, declare
-from ..core.config import FeatureConfig
-from ..core.enums import FeatureCategory
-from ..core.errors import SchemaError
+from ..core.catalog import schema_of, selected
+from ..core.config import BarSpec, FeatureConfig
+from ..core.errors import ConfigError, SchemaError
+from ..core.steps import TIME_ONLY
+from .bar_columns import UTC, declare_bars, time_bar_columns
 from .processor import check_values, clock_array, record_state, restore_record, start_step
 from .streaming import US, blend, jit, return_batch
 from .ticker import QUOTES, quote_arrays, quote_batch
-from .trades import check_trades, side_sign
+from .trade_bars import BarKey, TradeBars
 
 # %% auto #0
-__all__ = ['TRADE_BAR', 'QUOTE_BAR', 'BOOK_MEANS', 'BOOK_SUMS', 'BOOK_ROW', 'BOOK_BAR', 'YEAR_S', 'BARS', 'ZERO', 'open_bar',
-           'price_step', 'trade_bar_batch', 'hold', 'lasting', 'settle', 'quote_bar_batch', 'hold_book', 'take_book',
-           'book_bar_batch', 'check_book_row', 'book_arrays', 'bar_frame', 'BarsProcessor', 'fill_empty_bars']
+__all__ = ['QUOTE_BAR', 'BOOK_MEANS', 'BOOK_SUMS', 'BOOK_ROW', 'BOOK_BAR', 'HELD', 'ZERO', 'open_bar', 'price_step', 'hold',
+           'lasting', 'settle', 'quote_bar_batch', 'hold_book', 'take_book', 'book_bar_batch', 'check_book_row',
+           'book_arrays', 'bar_frame', 'HeldBars', 'BarsProcessor', 'fill_empty_bars']
 
 # %% ../../nbs/20_features/19_bars.ipynb #0fd02ed5
 _PRICE = [(k, "f8") for k in ("open", "high", "low", "close", "r2")] + [(k, "i8") for k in ("start", "n", "returns")]
-#: the open bar of trades: prices, squared returns, volumes (base), dollar volume (quote), counts; n = 0: no bar is open
-TRADE_BAR = np.dtype(
-    _PRICE + [(k, "f8") for k in ("volume", "dollar", "bought", "sold")] + [("buys", "i8"), ("sells", "i8")])
 #: the open bar of quotes: `held` us so far with defined spread, its means, the last row and the last defined one
 QUOTE_BAR = np.dtype(_PRICE + [(k, "f8") for k in (
     "held", "mean_spread", "mean_relative", "min_spread", "max_spread", "spread", "relative",
@@ -48,31 +46,6 @@ def price_step(s, price, log_return):
     if price != price: return
     if s["open"] != s["open"]: s["open"] = s["high"] = s["low"] = price
     s["high"], s["low"], s["close"] = max(s["high"], price), min(s["low"], price), price
-
-# %% ../../nbs/20_features/19_bars.ipynb #1f5a182b
-@jit
-def trade_bar_batch(bar, width, t, trades, sign, log_return, out):
-    "Take trades (quote, base: 2, n) of clocks `t` (us) into `bar` (1); closed ones go to `out`; returns how many."
-    s, closed = bar[0], 0
-    for i in range(t.size):
-        if s["n"] == 0 or t[i] >= s["start"] + width:
-            if s["n"] > 0:
-                out[closed] = s
-                closed += 1
-            open_bar(s, t[i] // width * width)
-            s["volume"] = s["dollar"] = s["bought"] = s["sold"] = 0.0
-            s["buys"] = s["sells"] = 0
-        price, amount = trades[0, i], trades[1, i]
-        price_step(s, price, log_return[i])
-        s["volume"] += amount
-        s["dollar"] += price * amount
-        if sign[i] > 0:
-            s["bought"] += amount
-            s["buys"] += 1
-        elif sign[i] < 0:
-            s["sold"] += amount
-            s["sells"] += 1
-    return closed
 
 # %% ../../nbs/20_features/19_bars.ipynb #4ba6c615
 @jit
@@ -198,53 +171,12 @@ def book_arrays(frame: pl.DataFrame, t: np.ndarray) -> np.ndarray:
     return books
 
 # %% ../../nbs/20_features/19_bars.ipynb #0606f819
-YEAR_S = 31_536_000          # seconds of 365 days
-_UTC = pl.Datetime("us", "UTC")
-
-def _declare_bars(channel: str, extra: list[dict]) -> None:
-    common = dict(channel=channel, category=FeatureCategory.BARS, always=True)
-    for name, what in (
-        ("bar_start", "first instant of the bar"), ("bar_end", "first instant after the bar"),
-        ("available_at", "when the bar is known: bar_end"),
-    ):
-        declare(Column(name=name, unit="time", dtype=_UTC, formula=what, **common))
-    declare(
-        Column(
-            name="is_complete", unit="1", dtype=pl.Boolean, formula="the stream was seen at or past bar_end", **common),
-        Column(name="n_obs", unit="1", dtype=pl.UInt32, formula="rows in the bar", lo=0, **common),
-        Column(name="bar_duration_sec", unit="s", formula="length of the bar", lo=0, **common),
-        *(
-            Column(name=k, unit="quote", formula=f"{k} of the defined prices (books, ticker: mids)", lo=0, **common)
-            for k in ("open", "high", "low", "close")),
-        Column(name="return", unit="1", formula="(close - open)/open", lo=-1, **common),
-        Column(name="log_return", unit="1", formula="ln(close/open)", **common),
-        Column(name="range", unit="1", formula="(high - low)/open", lo=0, **common),
-        Column(
-            name="realized_variance", unit="1", formula=r"$\sum r^2$ over the bar's rows", lo=0,
-            citation="Andersen & Bollerslev 1998", **common),
-        Column(name="realized_vol", unit="1", formula="sqrt(realized_variance)", lo=0, **common),
-        Column(
-            name="annualized_vol", unit="1", formula="sqrt(realized_variance * 31 536 000/bar_duration_sec)", lo=0,
-            **common))
-    for e in extra: declare(Column(**(common | e)))
-
-_declare_bars("trades_bars", [
-    dict(name="volume", unit="base", formula=r"$\sum q$", lo=0),
-    dict(name="dollar_volume", unit="quote", formula=r"$\sum p q$", lo=0),
-    dict(name="trade_count", unit="1", dtype=pl.UInt32, formula="number of trades", lo=0),
-    dict(name="buy_volume", unit="base", formula="volume that takers bought", lo=0),
-    dict(name="sell_volume", unit="base", formula="volume that takers sold", lo=0),
-    dict(name="vwap", unit="quote", formula=r"$\sum p q/\sum q$", lo=0, citation="Berkowitz, Logue, Noser 1988"),
-    dict(
-        name="trade_imbalance", unit="1", formula="(buy - sell)/(buy + sell) volume of known sides", lo=-1, hi=1,
-        citation="Chordia, Roll, Subrahmanyam 2002"),
-    dict(name="buy_ratio", unit="1", formula="buys/(buys + sells), by count of known sides", lo=0, hi=1)])
-_declare_bars("ticker_bars", [
+declare_bars("ticker_bars", [
     dict(name="tick_count", unit="1", dtype=pl.UInt32, formula="number of quotes", lo=0),
     *(dict(name=f"{k}_spread", unit="quote", formula=f"{what} of the spread in the bar", lo=0) for k, what in
       (("mean", "time-weighted mean"), ("min", "least value"), ("max", "greatest value"))),
     dict(name="mean_relative_spread", unit="1", formula="time-weighted mean of relative_spread", lo=0, hi=2)])
-_declare_bars("orderbook_bars", [
+declare_bars("orderbook_bars", [
     dict(name="snapshot_count", unit="1", dtype=pl.UInt32, formula="number of books", lo=0),
     *(dict(name=name, unit=unit, formula=f"time-weighted mean of {source}", lo=lo, hi=hi)
       for name, (source, unit, lo, hi) in BOOK_MEANS.items()),
@@ -252,27 +184,6 @@ _declare_bars("orderbook_bars", [
       for name, (source, citation) in BOOK_SUMS.items())])
 
 # %% ../../nbs/20_features/19_bars.ipynb #e48b2527
-def _ratio(a: pl.Expr, b: pl.Expr) -> pl.Expr: return pl.when(b > 0).then(a / b)
-
-def _common_columns(width_s: int, complete: bool) -> list[pl.Expr]:
-    start, c = pl.col("start"), pl.col
-    end, variance = (start + width_s * US).cast(_UTC), pl.when(c("returns") > 0).then("r2")
-    return [
-        start.cast(_UTC).alias("bar_start"), end.alias("bar_end"), end.alias("available_at"),
-        pl.lit(complete).alias("is_complete"), c("n").cast(pl.UInt32).alias("n_obs"),
-        pl.lit(float(width_s)).alias("bar_duration_sec"), "open", "high", "low", "close",
-        ((c("close") - c("open")) / c("open")).alias("return"), (c("close") / c("open")).log().alias("log_return"),
-        ((c("high") - c("low")) / c("open")).alias("range"), variance.alias("realized_variance"),
-        variance.sqrt().alias("realized_vol"), (variance * (YEAR_S / width_s)).sqrt().alias("annualized_vol")]
-
-def _trade_columns() -> list[pl.Expr]:
-    c = pl.col
-    return [
-        "volume", c("dollar").alias("dollar_volume"), c("n").cast(pl.UInt32).alias("trade_count"),
-        c("bought").alias("buy_volume"), c("sold").alias("sell_volume"), _ratio(c("dollar"), c("volume")).alias("vwap"),
-        _ratio(c("bought") - c("sold"), c("bought") + c("sold")).alias("trade_imbalance"),
-        _ratio(c("buys"), c("buys") + c("sells")).alias("buy_ratio")]
-
 def _quote_columns() -> list[pl.Expr]:
     c = pl.col
     def mean(name, own): return pl.when(c("held") > 0).then(name).otherwise(own)    # never held: the last defined one
@@ -295,83 +206,95 @@ def _fields(bars: np.ndarray) -> dict[str, np.ndarray]:
     return out | {f"{k}_{i}": a[:, i] for k, a in several.items() for i in range(a.shape[1])}
 
 def bar_frame(bars: np.ndarray, channel: str, width_s: int, *, complete: bool) -> pl.DataFrame:
-    "Gold columns from bar records (n) of `channel` (`trades`, `ticker`, `orderbook`); undefined ones are null."
+    "Gold columns from bar records (n) of `channel` (`ticker` or `orderbook`); undefined ones are null."
     raw = {k: pl.Series(k, np.ascontiguousarray(a), nan_to_null=True) for k, a in _fields(bars).items()}
-    own = {"trades": _trade_columns, "ticker": _quote_columns, "orderbook": _book_columns}[channel]()
-    return pl.DataFrame(raw).select(*_common_columns(width_s, complete), *own)
+    own = {"ticker": _quote_columns, "orderbook": _book_columns}[channel]()
+    return pl.DataFrame(raw).select(*time_bar_columns(width_s, complete=complete), *own)
 
 # %% ../../nbs/20_features/19_bars.ipynb #f1e39257
-#: by channel: the record of an open bar, and what lets its last row hold for a time (a trade does not)
-BARS = {"trades": (TRADE_BAR, None), "ticker": (QUOTE_BAR, hold), "orderbook": (BOOK_BAR, hold_book)}
+#: by channel: the record of an open bar, its kernel, and what lets its last row hold for a time
+HELD = {"ticker": (QUOTE_BAR, quote_bar_batch, hold), "orderbook": (BOOK_BAR, book_bar_batch, hold_book)}
 
-class BarsProcessor:
-    "Time bars of one stream, for several durations at once; `channel` is `trades`, `ticker` or `orderbook` (silver)."
-    def __init__(self, channel: str, config: FeatureConfig, durations: tuple[int, ...], state: dict | None = None):
-        self.channel, self.config, self.durations = channel, config, tuple(durations)
-        self.step = start_step()
-        dtype, self._hold = BARS[channel]
-        self.bars = {d: np.zeros(1, dtype) for d in self.durations}
+class HeldBars:
+    "Time bars of one stream of quotes or books, several lengths at once: their rows hold until the next one."
+    def __init__(self, channel: str, config: FeatureConfig, durations: Iterable[int], state: dict | None = None):
+        self.channel, self.gap = channel, int(config.max_gap_s * US)
+        self.dtype, self.kernel, self.hold = HELD[channel]
+        self.bars = {d: np.zeros(1, self.dtype) for d in durations}
+        self.none = pl.DataFrame(schema=schema_of(selected(f"{channel}_bars", config)))
         if state: self._restore(state)
 
-    def process(self, frame: pl.DataFrame) -> dict[int, np.ndarray]:
-        "Take the rows of `frame` (in order) in; returns the records of the bars that they closed, by duration."
-        t = clock_array(frame, self.config.clock)
-        take = {"trades": self._trades, "ticker": self._quotes, "orderbook": self._books}[self.channel](t, frame)
-        return {d: self._closed(d, t, take) for d in self.durations}
-
-    def frame(self, d: int, closed: Iterable[np.ndarray]) -> pl.DataFrame:
-        "The `closed` bars of `d` seconds, as `process` returned them, and the one that is still open, as columns."
-        done = np.concatenate([np.empty(0, self.bars[d].dtype), *closed])
-        now = self._settled(d)[self.bars[d]["n"] > 0]
-        return pl.concat(bar_frame(b, self.channel, d, complete=b is done) for b in (done, now))
-
-    def _closed(self, d: int, t: np.ndarray, take) -> np.ndarray:
-        most = 1 if t.size == 0 else min(t.size, int(t[-1] - t[0]) // (d * US) + 2)
-        out = np.empty(most + 1, self.bars[d].dtype)
-        return out[:take(self.bars[d], d * US, out)]
-
-    def _settled(self, d: int) -> np.ndarray:
-        bar = self.bars[d].copy()
-        if self._hold and bar["n"][0]: self._hold(bar[0], lasting(bar[0], d * US, self._gap, 2**62))
-        return bar
-
-    @property
-    def _gap(self) -> int: return int(self.config.max_gap_s * US)
-
-    def _steps(self, t: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        fresh, r = np.empty(t.size, np.uint8), np.empty(t.size)
-        return_batch(self.step[0], t, value, self._gap, fresh, r)
-        return fresh, r
-
-    def _trades(self, t: np.ndarray, frame: pl.DataFrame):
-        trades = np.stack([frame[k].cast(pl.Float64).to_numpy() for k in ("price", "amount")])
-        check_trades(trades[0], trades[1], t)
-        sign = frame["side_sign"] if "side_sign" in frame.columns else side_sign(frame["side"])
-        sign, r = sign.fill_null(0).to_numpy(), self._steps(t, trades[0])[1]
-        return lambda bar, width, out: trade_bar_batch(bar, width, t, trades, sign, r, out)
-
-    def _quotes(self, t: np.ndarray, frame: pl.DataFrame):
+    def read(self, frame: pl.DataFrame, t: np.ndarray) -> np.ndarray:
+        "The values that the kernel takes, the mid first, of the rows with clocks `t`."
+        if self.channel == "orderbook": return book_arrays(frame, t)
         quotes = np.empty((len(QUOTES), t.size))
         quote_batch(*quote_arrays(frame, t), quotes)
-        step = np.stack(self._steps(t, quotes[0]))
-        return lambda bar, width, out: quote_bar_batch(bar, width, self._gap, t, quotes[:3], step, out)
+        return quotes[:3]
 
-    def _books(self, t: np.ndarray, frame: pl.DataFrame):
-        books = book_arrays(frame, t)
-        step = np.stack(self._steps(t, books[0]))
-        return lambda bar, width, out: book_bar_batch(bar, width, self._gap, t, books, step, out)
+    def take(self, t: np.ndarray, rows: np.ndarray, step: tuple, keys: Collection[int]) -> dict[int, pl.DataFrame]:
+        "Take rows in (from `read`; `step`: fresh, log return); returns the bars of lengths `keys` that they closed."
+        step = np.stack(step)
+        closed = {d: self._closed(d, t, rows, step) for d in keys}
+        return {d: self._columns(d, bars) if bars.size else self.none for d, bars in closed.items()}
 
-    # ---- state
+    def open(self, d: int) -> pl.DataFrame:
+        "The bar of `d` seconds that is not over, as it stands: one row, or none."
+        bar = self.bars[d].copy()
+        if bar["n"][0]: self.hold(bar[0], lasting(bar[0], d * US, self.gap, 2**62))
+        return self._columns(d, bar[bar["n"] > 0], complete=False)
+
+    def _columns(self, d: int, bars: np.ndarray, *, complete: bool = True) -> pl.DataFrame:
+        return bar_frame(bars, self.channel, d, complete=complete)
+
+    def _closed(self, d: int, t: np.ndarray, rows: np.ndarray, step: np.ndarray) -> np.ndarray:
+        most = 1 if t.size == 0 else min(t.size, int(t[-1] - t[0]) // (d * US) + 2)
+        out = np.empty(most + 1, self.dtype)
+        return out[:self.kernel(self.bars[d], d * US, self.gap, t, rows, step, out)]
+
     def state(self) -> dict:
-        "The last row's step and the open bars, as scalars and arrays of a bar's several values."
+        "The open bars, as scalars and arrays of a bar's several values."
         def plain(value): return value.item() if value.ndim == 0 else value.copy()
-        bars = {f"{k}_{d}s": plain(bar[k][0]) for d, bar in self.bars.items() for k in bar.dtype.names}
-        return record_state(self.step) | bars
+        return {f"{k}_{d}s": plain(bar[k][0]) for d, bar in self.bars.items() for k in self.dtype.names}
 
     def _restore(self, state: dict) -> None:
-        restore_record(self.step, state)
         for d, bar in self.bars.items():
-            for k in bar.dtype.names: bar[k] = state[f"{k}_{d}s"]
+            for k in self.dtype.names: bar[k] = state[f"{k}_{d}s"]
+
+# %% ../../nbs/20_features/19_bars.ipynb #9fcf3a84
+class BarsProcessor:
+    """Bars of one stream on several clocks at once; `channel` is `trades`, `ticker` or `orderbook` (silver).
+
+    Time bars of `durations` (s), and of trades those on other clocks, `bars`. Their keys are seconds and labels."""
+    def __init__(self, channel: str, config: FeatureConfig, durations: Iterable[int], state: dict | None = None, *,
+                 bars: Iterable[BarSpec] = ()):
+        self.config, self.durations, bars = config, tuple(durations), tuple(bars)
+        self.keys: tuple[BarKey, ...] = (*self.durations, *(b.label for b in bars))
+        if bars and channel != "trades": raise ConfigError(f"bars {bars[0].label} of {channel}", expected=TIME_ONLY)
+        self.step = start_step()
+        if state: restore_record(self.step, state)
+        self.stream = (TradeBars(config, self.durations, bars, state or None) if channel == "trades"
+                       else HeldBars(channel, config, self.durations, state))
+
+    def process(self, frame: pl.DataFrame, keys: Collection[BarKey] | None = None) -> dict[BarKey, pl.DataFrame]:
+        "Take the rows of `frame` in, in order; returns the bars that they closed, by clock. `keys`: only these clocks."
+        t = clock_array(frame, self.config.clock)
+        rows = self.stream.read(frame, t)
+        fresh, r = np.empty(t.size, np.uint8), np.empty(t.size)
+        return_batch(self.step[0], t, rows[0], int(self.config.max_gap_s * US), fresh, r)
+        return self.stream.take(t, rows, (fresh, r), self.keys if keys is None else keys)
+
+    def frame(self, key: BarKey, closed: Iterable[pl.DataFrame]) -> pl.DataFrame:
+        "The `closed` bars of a clock, as `process` returned them, and of time bars the one that is still open."
+        done = [self.stream.none, *closed]
+        return pl.concat([*done, self.open(key)] if isinstance(key, int) else done)
+
+    def open(self, key: BarKey) -> pl.DataFrame:
+        "The bar of a clock that is not over, as it stands: one row, or none."
+        return self.stream.open(key)
+
+    def state(self) -> dict:
+        "The last row's step and the open bars."
+        return record_state(self.step) | self.stream.state()
 
 # %% ../../nbs/20_features/19_bars.ipynb #cf9a6bc2
 ZERO = (
@@ -384,7 +307,7 @@ def fill_empty_bars(bars: pl.DataFrame, width_s: int, low: int | None = None, hi
     first, last, width = starts[0], starts[-1], width_s * US
     if low is not None: first += max(0, math.ceil((low - first) / width)) * width
     if high is not None: last = min(last, high - 1)
-    grid = pl.DataFrame({"bar_start": pl.Series(np.arange(first, last + 1, width)).cast(_UTC)})
+    grid = pl.DataFrame({"bar_start": pl.Series(np.arange(first, last + 1, width)).cast(UTC)})
     keep = pl.concat([bars.select("bar_start"), grid]).unique().sort("bar_start")
     end = (pl.col("bar_start") + pl.duration(seconds=width_s)).alias
     close = pl.col("close").forward_fill()

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
-from ..core.catalog import Catalogue, Column, asked_windows, select
-from ..core.config import FeatureConfig
+from ..core.catalog import Column, asked_windows, selected
+from ..core.config import BarSpec, FeatureConfig
 from ..core.errors import BadDataError, SchemaError
 from ..core.levels import LEVELS
 from .bars import BarsProcessor
@@ -20,6 +20,7 @@ import daedalus_etl.features.orderbook  # noqa: F401  declares the columns
 from .processor import check_values
 from .stateful import StatefulFeatureProcessor
 from .streaming import US
+from .trade_bars import BarKey
 from .trade_flow import TradeArrays
 
 # %% auto #0
@@ -121,7 +122,7 @@ class SymbolState:
         if names:
             windows = asked_windows(names) | set(config.rolling_windows)
             config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": windows})
-        self.config, columns, clean = config, select(Catalogue("orderbook", config)), state.get("clean", {})
+        self.config, columns, clean = config, selected("orderbook", config), state.get("clean", {})
         self.processor = StatefulFeatureProcessor(config, columns, state.get("books"), trades=trades)
         self._readers = [(c.name, _reader(c, config)) for c in columns]
         self._books = _SeenBooks(clean.get("last", pl.DataFrame(schema=_LAST)))
@@ -176,23 +177,28 @@ class SymbolState:
 
 # %% ../../nbs/20_features/23_state.ipynb #37cf49ed
 class BarBuilder:
-    """Live time bars of one stream of `trades`, `ticker` or `orderbook` (with the columns that bars need).
+    """Live bars of one stream of `trades`, `ticker` or `orderbook` (with the columns that bars need).
 
-    `durations` in seconds, default `bar_durations` of `config`. `state`: from `state()`."""
+    `durations` in seconds, default `bar_durations` of `config`. `bars`: other clocks, of trades alone, as `BarSpec` or
+    as text such as `volume:10`, default `bars` of `config`. `state`: from `state()`."""
     def __init__(self, channel: str, config: FeatureConfig | None = None, durations: Iterable[int] = (),
-                 state: dict | None = None):
+                 state: dict | None = None, *, bars: Iterable[BarSpec | str] | None = None):
         config = config or FeatureConfig()
-        self.bars = BarsProcessor(channel, config, tuple(durations) or config.bar_durations, state)
+        if bars is None: own = config.bars if channel == "trades" else ()
+        else: own = FeatureConfig(bars=tuple(bars)).bars
+        self.bars = BarsProcessor(channel, config, tuple(durations) or config.bar_durations, state, bars=own)
 
-    def push(self, rows: pl.DataFrame | Mapping | Iterable[Mapping]) -> dict[int, pl.DataFrame]:
-        "Take in rows, in order; returns the bars that they closed, by duration, without durations that closed none."
+    def push(self, rows: pl.DataFrame | Mapping | Iterable[Mapping]) -> dict[BarKey, pl.DataFrame]:
+        """Take in rows, in order; returns the bars that they closed, without clocks that closed none.
+
+        Keys are seconds of time bars (60) and labels of other clocks (`volume-10`)."""
         rows = [rows] if isinstance(rows, Mapping) else rows
         closed = self.bars.process(rows if isinstance(rows, pl.DataFrame) else _row_frame(list(rows)))
-        return {d: self.bars.frame(d, [bars]).filter("is_complete") for d, bars in closed.items() if bars.size}
+        return {k: bars for k, bars in closed.items() if bars.height}
 
-    def open_bars(self) -> dict[int, pl.DataFrame]:
-        "The bars that are still open, as they stand, by duration."
-        return {d: self.bars.frame(d, []) for d in self.bars.durations}
+    def open_bars(self) -> dict[BarKey, pl.DataFrame]:
+        "The bars that are still open, as they stand; keys as in `push`."
+        return {k: self.bars.open(k) for k in self.bars.keys}
 
     def state(self) -> dict:
         "All that a continued run needs."
