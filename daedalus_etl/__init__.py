@@ -16,7 +16,10 @@ _HOMES = {
     "BaseTransform": "core.base", "StatefulTransform": "core.base", "TransformContext": "core.base",
     "register_transform": "core.registry", "TransformExecutor": "core.executor", "Pipeline": "core.pipeline",
     "scan": "storage.dataset",
-    "read": "lake", "PartitionExplorer": "explore.widgets"}
+    "read": "lake", "PartitionExplorer": "explore.widgets",
+    "labels": "labels", "resample": "features.grid", "panel": "features.grid", "asof_join": "features.joins",
+    "window_join": "features.joins", "with_quotes": "features.joins",
+    "research_table": "research.make", "Split": "research.split", "leak_check": "research.leaks"}
 
 def __getattr__(name: str):
     "Public names, imported at first use."

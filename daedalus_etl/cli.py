@@ -8,7 +8,8 @@ import argparse
 import sys
 from . import __version__
 from .runners import (
-    bench, jobs, look, maintenance, run_bars, run_orderbook_features, run_ticker_features, run_trades_features)
+    bench, jobs, look, maintenance, run_bars, run_labels, run_orderbook_features, run_ticker_features,
+    run_trades_features, table)
 from .runners.options import BAR_FLAGS, BOOK_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
@@ -28,11 +29,12 @@ def plan(args: argparse.Namespace) -> None:
 def features(args: argparse.Namespace) -> None:
     "The columns of a channel: unit, bounds, definition, source."
     import polars as pl
-    from daedalus_etl.core.catalog import Catalogue, table
+    from daedalus_etl.core import catalog
     from daedalus_etl.features import bars, frames  # noqa: F401  declare the columns
+    from daedalus_etl.labels import columns  # noqa: F401
 
     with pl.Config(**TABLE, tbl_rows=-1, fmt_str_lengths=70, tbl_width_chars=220):
-        print(table(Catalogue(args.channel, config_of(args).features)))
+        print(catalog.table(catalog.Catalogue(args.channel, config_of(args).features)))
 
 # %% ../nbs/50_runners/05_cli.ipynb #ff411ecc
 DEMO = dict(input="data_samples/bronze", output="data/demo")
@@ -60,16 +62,17 @@ def demo(args: argparse.Namespace) -> None:
             print(scan(path).select(columns).tail(8).collect())
 
 # %% ../nbs/50_runners/05_cli.ipynb #65c2a18d
-ALL_FLAGS = (FEATURE_FLAGS, BOOK_FLAGS, {"--durations": BAR_FLAGS["--durations"]})
+ALL_FLAGS = (FEATURE_FLAGS, BOOK_FLAGS, {k: v for k, v in BAR_FLAGS.items() if k != "--channel"})
 STEP_FLAGS = (*ALL_FLAGS, jobs.PIPELINE_FLAGS)
 COLUMN_FLAGS = (FEATURE_FLAGS, {"--channel": dict(
-    choices=[f"{c}{s}" for s in ("", "_bars") for c in jobs.CHANNELS], default="trades",
-    help="whose columns (trades)")})
+    choices=[*(f"{c}{s}" for s in ("", "_bars") for c in jobs.CHANNELS), "book_labels", "trade_labels"],
+    default="trades", help="whose columns (trades)")})
 COMMANDS = {
     "trades": (run_trades_features.run, (FEATURE_FLAGS,)),
     "ticker": (run_ticker_features.run, (FEATURE_FLAGS,)),
     "orderbook": (run_orderbook_features.run, (FEATURE_FLAGS, BOOK_FLAGS)),
     "bars": (run_bars.run, (BAR_FLAGS,)),
+    "labels": (run_labels.run, (run_labels.LABEL_FLAGS,)),
     "run": (run, STEP_FLAGS),
     "plan": (plan, STEP_FLAGS),
     "demo": (demo, ALL_FLAGS),
@@ -90,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
                               ).set_defaults(job=job)
     about = look.explore.__doc__
     look.add_flags(commands.add_parser("explore", help=about, description=about)).set_defaults(job=look.explore)
+    about = table.table.__doc__
+    table.add_flags(commands.add_parser("table", help=about, description=about)).set_defaults(job=table.table)
     about = bench.bench.__doc__
     bench.add_flags(commands.add_parser("bench", help=about, description=about)).set_defaults(job=bench.bench)
     return top

@@ -21,7 +21,7 @@ from daedalus_etl.core.errors import ConfigError, InputNotFoundError
 from daedalus_etl.runners import bench
 
 RESULTS, SHOWN = ROOT / "benchmarks" / "results.json", ROOT / "benchmarks" / "results.md"
-FAST = "bars_parquet,read_lake,commit_tiny"       # floors, peers and our own side, a second each
+FAST = "bars_parquet,clock_parquet,read_lake,commit_tiny"       # floors, peers and our own side, a second each
 
 
 def suite(*words, **more):
@@ -85,6 +85,8 @@ def test_every_side_of_the_fast_cases_ran(quick):
     assert [n for n, v in sides.items() if "wall" not in v] == []
     assert {"bars_parquet/floor", "bars_parquet/duckdb", "bars_parquet/pandas", "read_lake/polars"} <= set(sides)
     assert sides["bars_parquet/daedalus_etl"]["bars"] == sides["bars_parquet/polars"]["bars"] > 0
+    minutes = {sides[f"clock_parquet/{s}"]["bars"] for s in ("daedalus_etl", "polars", "duckdb")}
+    assert minutes == {sides["bars_parquet/polars"]["bars"]}
 
 
 def test_table_has_a_line_for_every_side(quick):

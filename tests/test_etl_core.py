@@ -646,11 +646,11 @@ def test_lists_through_the_executor(tmp_path, lake):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (enums.DataTier, "bronze silver gold"),
+        (enums.DataTier, "bronze silver gold label"),
         (enums.DataFormat, "parquet ndjson csv delta"),
         (enums.WriteMode, "append overwrite overwrite_partition merge"),
         (enums.CompressionCodec, "zstd snappy gzip lz4"),
-        (enums.FeatureCategory, "structural dynamic rolling bars advanced"),
+        (enums.FeatureCategory, "structural dynamic rolling bars advanced label"),
         (enums.ProcessingMode, "batch streaming hybrid"),
     ],
 )

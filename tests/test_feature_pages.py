@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "nbs" / "20_features"
 FAMILIES = ["03_trades", "04_ticker", "05_books", "06_depth", "07_bands", "08_shape", "09_cost", "11_order_flow",
-            "12_volatility", "13_trade_flow", "14_regime", "15_impact", "16_vpin", "19_bars", "20_cleaning",
-            "21_resample", "23a_estimators"]
+            "12_volatility", "13_trade_flow", "14_regime", "15_impact", "16_vpin", "19_bars", "19a_bar_clocks",
+            "19c_bar_flow", "19d_bar_sizes", "19e_bar_ranges", "20_cleaning", "21_resample", "23a_estimators",
+            "26_grid", "26a_slices", "27_joins"]
 ALT = re.compile(r'\A(?:#\| hide\n)?#\| fig-alt: "([^"]{30,110}\.)"\n')
 TOO_LARGE = 150_000                                   # characters of one picture
 MODULES = sorted(p for d in ("features", "transforms") for p in (ROOT / "daedalus_etl" / d).glob("*.py"))

@@ -17,7 +17,9 @@ from naive import SECOND
 from numba import config as numba_config
 
 from daedalus_etl.features import streaming
-from daedalus_etl.features.bars import QUOTE_BAR, TRADE_BAR, quote_bar_batch, settle, trade_bar_batch
+from daedalus_etl.features.bar_clocks import new_clock, time_batch
+from daedalus_etl.features.bar_record import BASE, bar_rows, base_batch
+from daedalus_etl.features.bars import QUOTE_BAR, quote_bar_batch, settle
 from daedalus_etl.features.processor import count_signs, replay
 from daedalus_etl.features.streaming import (
     STEP, Rows, Tape, held_window_batch, merge_moments, new_window, room, step_batch, suffix_moments, suffix_sums,
@@ -548,9 +550,13 @@ def closed_bars(kernel, dtype, n, call, cuts=()):
 
 def trade_bars_of(t, made, width_s, cuts=()):
     price, amount = columns_of(made, "price", "amount")
-    r, sign, both = step(t, price)[2], signs_of(made), np.stack([price, amount])
-    return closed_bars(trade_bar_batch, TRADE_BAR, t.size,
-                       lambda p: (width_s * SECOND, t[p], np.ascontiguousarray(both[:, p]), sign[p], r[p]), cuts)
+    r, sign, clock = step(t, price)[2], signs_of(made), new_clock()
+    def kernel(bar, edges, *rows, out):
+        edges = edges[:time_batch(clock, width_s * SECOND, rows[0], edges)]
+        base_batch(bar, np.zeros(1, BASE), bar_rows(edges, *rows), out[:edges.size])
+        return edges.size
+    return closed_bars(lambda *a: kernel(*a[:-1], out=a[-1]), BASE, t.size,
+                       lambda p: (np.empty(t[p].size, np.int64), t[p], price[p], amount[p], sign[p], r[p]), cuts)
 
 
 @by_clocks
@@ -558,7 +564,8 @@ def trade_bars_of(t, made, width_s, cuts=()):
 def test_trade_bars(t, width_s):
     made = trade_dicts(t)
     got, want = np.concatenate(trade_bars_of(t, made, width_s)), naive.trade_bars(made, width_s)
-    assert [int(b["start"]) for b in got] == [b["bar_start"] for b in want]
+    width = width_s * SECOND
+    assert [int(b["start"]) // width * width for b in got] == [b["bar_start"] for b in want]
     names = {k: k for k in ("open", "high", "low", "close", "volume")}
     names |= {"dollar": "dollar_volume", "bought": "buy_volume", "sold": "sell_volume", "n": "trade_count"}
     for b, w in zip(got, want):

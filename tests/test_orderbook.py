@@ -807,7 +807,9 @@ ELSEWHERE = {  # parameters that no column of a single stream of books and trade
     "max_levels": "a limit: `test_too_many_levels_are_refused`",
     "drop_raw_book_arrays": "which bronze columns the transform writes", "dedup_window_s": "which trades are read",
     "max_bad_fraction": "which partitions are refused when they are read", "bar_durations": "bars", "bars": "bars",
-    "fill_empty": "bars", "resample_frequency": "rows of the transform's output",
+    "fill_empty": "bars", "bar_blocks": "bars", "bar_window": "bars", "large_trade": "bars", "footprint_tick": "bars",
+    "value_area": "bars", "label_horizons": "labels", "barrier_bps": "labels", "barrier_horizon": "labels",
+    "resample_frequency": "rows of the transform's output",
     "resample_max_staleness": "rows of the transform's output", "normalize_quotes": "names of symbols",
     "overrides": "resolved for a stream before its processor is made: `for_symbol`"}
 

@@ -563,10 +563,11 @@ def test_status_says_what_cannot_be_planned(home, monkeypatch, capsys):
     assert main(home, monkeypatch, "run", "--only") == 2 and "names of steps" in capsys.readouterr().err
 
 
-def test_bars_on_other_clocks_are_refused(home):
-    report = run_on(pipeline(home, {"trades": {}, "bars": BARS}, bars=[{"type": "volume", "threshold": 10}]))
-    assert status(report) == {"trades": "written", "bars": "failed"}
-    assert "volume-10" in str(report.failed[0].error) and "time bars" in str(report.failed[0].error)
+def test_bars_of_quotes_on_other_clocks_are_refused(home):
+    steps = {"trades": {}, "bars": BARS, "ticker": {}, "quotes": {"transform": "bars", "inputs": {"silver": "ticker"}}}
+    report = run_on(pipeline(home, steps, bars=[{"type": "volume", "threshold": 10}]))
+    assert status(report) == dict.fromkeys(("trades", "bars", "ticker"), "written") | {"quotes": "failed"}
+    assert "volume-10" in str(report.failed[0].error) and "counted in trades" in str(report.failed[0].error)
 
 
 def test_input_and_output_of_the_command_line(home, monkeypatch):

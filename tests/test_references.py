@@ -3,6 +3,7 @@ import json
 import re
 import unicodedata
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -10,9 +11,12 @@ import daedalus_etl.features.bars  # noqa: F401  declares the bars' columns
 import daedalus_etl.features.orderbook  # noqa: F401
 import daedalus_etl.features.ticker  # noqa: F401
 import daedalus_etl.features.trades  # noqa: F401
+import daedalus_etl.labels.columns  # noqa: F401
 from daedalus_etl.core import catalog
 from daedalus_etl.core.config import FeatureConfig
+from daedalus_etl.core.feature_config import BarBlock
 
+EVERYTHING = FeatureConfig(bar_blocks=get_args(BarBlock))
 NBS = Path(__file__).resolve().parents[1] / "nbs"
 BIB = NBS / "references.bib"
 NEEDED = {
@@ -113,7 +117,7 @@ def entries():
 def catalogue_works() -> list[tuple[str, str]]:
     return sorted({
         (work, f"{channel}.{column.name}") for channel in catalog.channels()
-        for column in catalog.Catalogue(channel, FeatureConfig()).values() for work in works(column.citation)})
+        for column in catalog.Catalogue(channel, EVERYTHING).values() for work in works(column.citation)})
 
 
 def test_every_entry_is_complete(entries):

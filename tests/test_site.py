@@ -215,8 +215,8 @@ def test_our_sections():
     "The sidebar's parts, in the order of reading."
     contents = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     assert [c["section"] for c in contents] == [
-        "Start", "Tutorials", "Feature families", "Bars and transforms", "Explore", "Storage", "Running", "Core",
-        "Reference"]
+        "Start", "Tutorials", "Feature families", "Bars and transforms", "Explore", "Research", "Storage", "Running",
+        "Core", "Reference"]
 
 
 # nbdev
@@ -267,6 +267,7 @@ def test_the_table_lists_every_column():
     "The page as it is committed, against the catalogue as it is: run the notebook again if a declaration changed."
     probe = ("import json\n"
              "from daedalus_etl.features import bars, orderbook, ticker, trades\n"
+             "from daedalus_etl.labels import columns\n"
              "from daedalus_etl.core.catalog import Catalogue, channels\n"
              "from daedalus_etl.core.config import FeatureConfig\n"
              "c = FeatureConfig(ofi_per_level=True)\n"

@@ -128,7 +128,8 @@ def _source_lines(text: str) -> list[str]:
 def _imported_modules(module) -> set[str]:
     "Modules of this package whose names stand in `module`, as objects or as homes of its functions and classes."
     homes = {getattr(v, "__module__", None) or "" for v in vars(module).values()}
-    return {h for h in homes if h.startswith((f"{_ROOT}.features", f"{_ROOT}.transforms")) and h in sys.modules}
+    formulas = tuple(f"{_ROOT}.{p}" for p in ("features", "labels", "transforms"))
+    return {h for h in homes if h.startswith(formulas) and h in sys.modules}
 
 def code_hash(cls: type) -> str:
     "Hash (hex) of the code behind `cls`: see `BaseTransform.code_version`."

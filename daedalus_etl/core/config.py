@@ -82,11 +82,11 @@ class _Compressed(ConfigModel):
         raise FaultAt(found, 'compression_level')
 
 # %% ../../nbs/00_core/03_config.ipynb #e785f3ec
-TIER_FOLDERS = (DataTier.SILVER, DataTier.GOLD)  # bronze belongs to whoever captured it
+TIER_FOLDERS = (DataTier.SILVER, DataTier.GOLD, DataTier.LABEL)  # bronze belongs to whoever captured it
 PARTITION_COLS = ('exchange', 'symbol', 'year', 'month', 'day')  # outermost folder first
 
 def split_lake(path: str) -> tuple[str, str]:
-    "`(lake, dataset)` of an output path: the dataset starts at the last silver or gold folder, else is the last one."
+    "`(lake, dataset)` of an output path: the dataset starts at the last tier's folder, else is the last one."
     scheme, sep, rest = path.partition('://')
     root, _, key = rest.partition('/') if sep else ('', '', path)
     parts = [p for p in posixpath.normpath(key).split('/') if p] if key else []

@@ -27,6 +27,7 @@ class DataTier(Word):
     BRONZE = auto()  # captured rows
     SILVER = auto()  # features, one row per captured row
     GOLD = auto()  # aggregates
+    LABEL = auto()  # what a model is to foretell: looks ahead, and lies apart
 
 # %% ../../nbs/00_core/01_enums.ipynb #9aad6da3
 class DataFormat(Word):
@@ -59,6 +60,7 @@ class FeatureCategory(Word):
     ROLLING = auto()  # a trailing time window
     BARS = auto()  # all rows of a bar
     ADVANCED = auto()  # estimators: regressions, regimes, VPIN
+    LABEL = auto()  # later rows: never a feature
 
 class ProcessingMode(Word):
     "How input arrives."

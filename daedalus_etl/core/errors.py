@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_LISTED', 'where', 'explain', 'did_you_mean', 'DaedalusError', 'ConfigError', 'InputNotFoundError',
            'EmptyMatchError', 'UnknownFeatureError', 'UnknownTransformError', 'MissingExtraError', 'SchemaError',
-           'CorruptFileError', 'PartitionError', 'BadDataError', 'TimeUnitError', 'TransformError', 'StateError',
-           'StaleStateError', 'StorageError', 'ClusterError', 'ConflictError', 'InputChangedError', 'WorkerLostError']
+           'CorruptFileError', 'PartitionError', 'BadDataError', 'TimeUnitError', 'TransformError', 'LeakError',
+           'StateError', 'StaleStateError', 'StorageError', 'ClusterError', 'ConflictError', 'InputChangedError',
+           'WorkerLostError']
 
 # %% ../../nbs/00_core/00_errors.ipynb #8d7dac68
 import difflib
@@ -126,6 +127,9 @@ class TimeUnitError(DaedalusError):
 
 class TransformError(DaedalusError):
     "A transform broke its contract: an output that it did not declare, one missing, a wrong type, a name taken twice."
+
+class LeakError(DaedalusError):
+    "A value changed when all rows after it were taken away: it is made with knowledge of the future."
 
 # %% ../../nbs/00_core/00_errors.ipynb #33d235f6
 class StateError(DaedalusError):

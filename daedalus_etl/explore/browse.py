@@ -75,8 +75,9 @@ class LakeView:
         return self.bronze if tier == DataTier.BRONZE else self.lake
 
     def tiers(self) -> list[str]:
-        "The tiers that hold something: features first, then bars, then what was captured."
-        return [t.value for t in (DataTier.SILVER, DataTier.GOLD, DataTier.BRONZE) if self.channels(t.value)]
+        "The tiers that hold something: features first, then bars, labels, and what was captured."
+        return [t.value for t in (DataTier.SILVER, DataTier.GOLD, DataTier.LABEL, DataTier.BRONZE)
+                if self.channels(t.value)]
 
     def some(self) -> list[str]:
         "The tiers; `InputNotFoundError` if there is none."

@@ -14,7 +14,7 @@ from ..core.config import DaedalusConfig, TransformConfig
 from ..core.errors import ConfigError
 from ..core.redact import redact
 from ..core.registry import create_transform
-from ..core.steps import CHANNELS, bars_config, features_config
+from ..core.steps import CHANNELS, TIME_ONLY, bars_config, features_config
 from .options import TABLE, config_of, filter_of, print_report
 if TYPE_CHECKING:
     from daedalus_etl.core.executor import TransformExecutor
@@ -74,6 +74,10 @@ def _trades_of(args: argparse.Namespace) -> str | None:
 def bars_job(args: argparse.Namespace) -> None:
     "Silver to gold for `args.channel`; prints the report."
     settings = config_of(args)
+    if args.channel != "trades":
+        if flags := [f"--{f}" for f in ("bars", "blocks") if getattr(args, f)]:
+            raise ConfigError(f"{' and '.join(flags)} with --channel {args.channel}", expected=TIME_ONLY)
+        settings = settings.model_copy(update={"features": settings.features.time_bars_only()})
     print_report(run_job(bars_config(args.channel, settings.storage, args.input), settings, args))
 
 # %% ../../nbs/50_runners/01_jobs.ipynb #90212842

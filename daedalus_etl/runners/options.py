@@ -17,7 +17,7 @@ from ..run.signals import AtOnce, terminable
 if TYPE_CHECKING: from daedalus_etl.core.report import RunReport
 
 # %% auto #0
-__all__ = ['FLAGS', 'FEATURE_FLAGS', 'BOOK_FLAGS', 'BAR_FLAGS', 'FIELDS', 'INTERRUPTED', 'RARE', 'TABLE', 'add_flags',
+__all__ = ['FLAGS', 'FEATURE_FLAGS', 'BOOK_FLAGS', 'BAR_FLAGS', 'FIELDS', 'LISTS', 'INTERRUPTED', 'RARE', 'TABLE', 'add_flags',
            'filter_of', 'config_of', 'exit_code', 'print_report']
 
 # %% ../../nbs/50_runners/00_options.ipynb #8999e264
@@ -65,7 +65,12 @@ BOOK_FLAGS: dict[str, dict] = {
 BAR_FLAGS: dict[str, dict] = {
     "--channel": dict(
         choices=["trades", "ticker", "orderbook"], default="trades", help="silver channel to make bars of (trades)"),
-    "--durations": dict(type=_numbers, metavar="S,S", help="bar lengths in seconds (60,300,900,3600)")}
+    "--durations": dict(type=_numbers, metavar="S,S", help="bar lengths in seconds (60,300,900,3600)"),
+    "--bars": dict(type=_words, nargs="+", action="extend", metavar="TYPE:THRESHOLD", help="further clocks of trade "
+                   "bars: volume:10 dollar:1e6 tick_imbalance:1000:adaptive (tick, volume, dollar, *_imbalance, "
+                   "*_runs, cusum)"),
+    "--blocks": dict(type=_words, nargs="+", action="extend", metavar="BLOCK", help="further columns of trade bars: "
+                     "delta, size, footprint, entropy, range, liquidity, jumps")}
 
 def add_flags(parser: argparse.ArgumentParser, *groups: dict[str, dict]) -> argparse.ArgumentParser:
     "`parser` with the common flags and those of `groups`."
@@ -81,14 +86,16 @@ def filter_of(args: argparse.Namespace) -> FilterSpec | None:
     return FilterSpec(**given) if given else None
 
 FIELDS = {"categories": "categories", "features": "features", "rolling_windows": "rolling_windows",
-          "durations": "bar_durations"}
+          "durations": "bar_durations", "bars": "bars", "blocks": "bar_blocks"}
+LISTS = ("bars", "blocks")      # flags that take several words, each of which may be a list
 
 def config_of(args: argparse.Namespace) -> DaedalusConfig:
     "The configuration file's content with the flags on top."
     from daedalus_etl.core.catalog import asked_windows
     config, changes = load_config(args.config), {}
     for flag, name in FIELDS.items():
-        if (value := getattr(args, flag, None)) is not None: changes[name] = value
+        if (value := getattr(args, flag, None)) is None: continue
+        changes[name] = tuple(w for words in value for w in words) if flag in LISTS else value
     if asked := asked_windows(changes.get("features", ())):
         changes.setdefault("rolling_windows", asked | set(config.features.rolling_windows))
     if "rolling_windows" in changes and "features" not in changes:
