@@ -224,7 +224,8 @@ def _mid() -> pl.Expr:
 def _age(rows: pl.DataFrame, on: str) -> pl.Expr:
     age = pl.col(on) - pl.col(f"{on}_quote")
     us = age * 1000 if rows.schema[on] == pl.Int64 else age.dt.total_microseconds()
-    return (us / US).alias("quote_age_s")
+    # by a column: a division by one number becomes a product with its reciprocal, which differs in the last bit
+    return (us / pl.repeat(float(US), pl.len())).alias("quote_age_s")
 
 def _spread(names: Sequence[str]) -> pl.Expr:
     price = _finite(pl.col("price"))
