@@ -31,6 +31,7 @@ def delta_rows(s, rows, lo, hi):
             n += 1
     s["delta"], s["delta_low"], s["delta_high"], s["delta_n"] = delta, low, high, n
 
+# the loop over bars stands in each block again: a kernel that another function makes is not kept on disk by numba
 @jit
 def delta_batch(bar, blank, rows, out):
     "As `base_batch`: writes `bar` (1) and `out` (k), records of `DELTA`."
