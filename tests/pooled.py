@@ -1,5 +1,6 @@
 """Transforms for tests of pools; a module of its own, so that worker processes find them. As a program: a run that
 waits in its second day, to be killed."""
+import fcntl
 import os
 import signal
 import sys
@@ -36,9 +37,13 @@ class At:
 
     def __call__(self, path: str) -> None:
         if self.where not in path: return
-        left = int(Path(self.marker).read_text())
-        if left <= 0: return
-        Path(self.marker).write_text(str(left - 1))
+        with open(self.marker, "r+") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)           # threads and processes count it side by side
+            left = int(f.read())
+            if left <= 0: return
+            f.seek(0)
+            f.truncate()
+            f.write(str(left - 1))
         if isinstance(self.what, BaseException): raise self.what
         self.what()
 

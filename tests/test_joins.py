@@ -220,6 +220,14 @@ def naive_tbbo(trade, quotes, tolerance):
 prices = st.sampled_from([None, math.nan, 0.0, 99.0, 100.0, 100.5, 101.0])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+def test_an_age_is_the_exact_quotient_for_any_number_of_rows(rows):
+    "A product with 10^-6 is 0.9999979999999999."
+    trades = frame([{"t": 999_998, "stream": STREAMS[0]}] * rows).with_columns(price=pl.lit(1.0), side=pl.lit("buy"))
+    quotes = frame([{"t": 0, "stream": STREAMS[0]}]).with_columns(bid=pl.lit(1.0), ask=pl.lit(2.0))
+    assert with_quotes(trades, quotes)["quote_age_s"].to_list() == [0.999998] * rows
+
+
 @given(st.data(), st.sampled_from([None, 1, SECOND]))
 def test_a_trade_meets_the_quote_before_it(data, tolerance):
     trades, quotes = data.draw(tables()), data.draw(tables())

@@ -233,7 +233,9 @@ def start(bronze, lake, pool, what="rest") -> subprocess.Popen:
     child = subprocess.Popen(args, env=env, text=True, start_new_session=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     marker = lake.parent / "marker"
-    wait_until(lambda: marker.exists() and marker.read_text() not in ("", "99", "98"), child)
+    resting = lambda: marker.exists() and marker.read_text() not in ("", "99", "98")  # noqa: E731
+    wait_until(resting, child)
+    assert resting() and child.poll() is None, "the two streams never waited side by side"
     return child
 
 
@@ -241,7 +243,8 @@ def start(bronze, lake, pool, what="rest") -> subprocess.Popen:
 def test_second_signal_ends_it_at_once(bronze, lake, alike, pool):
     child = start(bronze, lake, pool)
     child.send_signal(signal.SIGTERM)
-    with pytest.raises(subprocess.TimeoutExpired): child.wait(1.0)      # the units under way would take a minute
+    time.sleep(1.0)
+    assert child.poll() is None, child.communicate()                    # the units under way would take a minute
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=20)
     assert child.returncode == 130 and "interrupted: 2 of 6 partitions are finished" in err

@@ -221,11 +221,11 @@ def _mid() -> pl.Expr:
     bid, ask = pl.col("bid"), pl.col("ask")
     return pl.when((bid > 0.0) & (bid <= ask)).then((bid + ask) / 2).alias("mid_price")
 
-def _age(rows: pl.DataFrame, on: str) -> pl.Expr:
+def _age(rows: pl.DataFrame, on: str) -> pl.Series:
     age = pl.col(on) - pl.col(f"{on}_quote")
-    us = age * 1000 if rows.schema[on] == pl.Int64 else age.dt.total_microseconds()
-    # by a column: a division by one number becomes a product with its reciprocal, which differs in the last bit
-    return (us / pl.repeat(float(US), pl.len())).alias("quote_age_s")
+    us = rows.select(age * 1000 if rows.schema[on] == pl.Int64 else age.dt.total_microseconds()).to_series()
+    # by numpy: polars multiplies a column by the reciprocal of a single number, which differs in the last bit
+    return pl.Series("quote_age_s", us.to_numpy() / US, nan_to_null=True)
 
 def _spread(names: Sequence[str]) -> pl.Expr:
     price = _finite(pl.col("price"))
