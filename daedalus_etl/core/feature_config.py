@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, ValidationError, model_validator
 from .enums import FeatureCategory
@@ -251,4 +252,7 @@ class FeatureConfig(_Consistent):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __hash__(self) -> int:
-        return int(self.hash()[:15], 16)
+        return self._hashed
+
+    @cached_property
+    def _hashed(self) -> int: return int(self.hash()[:15], 16)

@@ -34,6 +34,6 @@ def _known() -> list[str]:
 
 def redact(text: str) -> str:
     "`text` with all that looks like a secret, or is one by its environment variable, replaced by `***`."
-    for value in _known(): text = text.replace(value, HIDDEN)
+    for value in _known() if len(text) >= MIN_SECRET else (): text = text.replace(value, HIDDEN)
     for pattern, shown in PATTERNS: text = pattern.sub(shown, text)
     return text

@@ -66,7 +66,8 @@ def check_rows(rows: pl.LazyFrame, contract: Contract | None, file: str, *, leve
     names = [n for n in rows.collect_schema().names() if levels or n not in ("bids", "asks")]
     rules = bad_row_rules(contract, clock=contract.clock, columns=names, span=span)
     seen = first if first.height < UNIT_SAMPLE else rows         # they may be all there are
-    count, *clean = seen.select(pl.len(), **{k: r.clean for k, r in rules.items()}).lazy().collect().row(0)
+    found = seen.select(pl.len(), **{k: r.clean for k, r in rules.items()})
+    count, *clean = (found.collect() if isinstance(found, pl.LazyFrame) else found).row(0)
     if count == 0 or all(clean): return CheckedInput(rows, count)
     broken = pl.any_horizontal(r.where for r in rules.values())
     bad = rows.with_row_index("__row").filter(broken).with_columns(pl.col("__row").cast(pl.Int64), reason_of(rules))
@@ -106,7 +107,7 @@ def _is_bad(column: str, value: object) -> bool:
 def judge_lines(aside: pl.DataFrame, total: int, allowed: float, files: PartitionFiles,
                 contract: Contract | None, fmt: DataFormat) -> None:
     "The first bad line's own error if the lines that are set aside are a larger share than `allowed` of `total` rows."
-    lines = aside.filter(pl.col("reason") == "bad_line").height
+    lines = aside.filter(pl.col("reason") == "bad_line").height if aside.height else 0
     if lines <= allowed * (total + lines): return
     found = (text_fault(replace(f, skip=()), contract, fmt) for f in files.files)
     first = next(e for e in found if e is not None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import and_, or_
 import polars as pl
 
@@ -171,8 +171,9 @@ def check_schema(schema: Mapping[str, pl.DataType], channel: str | Contract, fil
 FIRST_TIME = datetime(2009, 1, 3, tzinfo=UTC)  # Bitcoin's first block: no crypto trade is older
 
 def time_limits(now: datetime | None = None) -> tuple[datetime, datetime]:
-    "The plausible range of times: 2009-01-03 to one day from now."
-    return FIRST_TIME, (now or datetime.now(UTC)) + timedelta(days=1)
+    "The plausible range of times: 2009-01-03 to one day from now; without `now`, from the hour that comes."
+    if now is None: now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    return FIRST_TIME, now + timedelta(days=1)
 
 @dataclass(frozen=True)
 class BadRule:
@@ -198,8 +199,8 @@ def _instant(t: datetime) -> pl.Expr:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-def _time(column: str, now: datetime | None, *, null_is_bad: bool) -> BadRule:
-    c, limits = pl.col(column), time_limits(now)
+def _time(column: str, limits: tuple[datetime, datetime], *, null_is_bad: bool) -> BadRule:
+    c = pl.col(column)
     low, high = (int(t.timestamp() * 1000) if column == "timestamp" else _instant(t) for t in limits)
     clean = ((c.min() >= low) & (c.max() <= high)).fill_null(True)
     if null_is_bad: clean = clean & (c.null_count() == 0)
@@ -228,7 +229,13 @@ def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: C
     `columns`: the names that the batches have (optional ones that are absent have no rule); default all declared.
     `span`: [start, end) of the partition that the rows lie in, if its path says one."""
     contract = contract_for(channel, clock)
-    have = set(contract.names if columns is None else columns)
+    have = frozenset(contract.names if columns is None else columns)
+    rules = dict(_rules_of(contract, have, time_limits(now)))
+    if span and "capture_ts" in have: rules["wrong_partition"] = _inside(span)
+    return rules
+
+@lru_cache(maxsize=64)
+def _rules_of(contract: Contract, have: frozenset[str], limits: tuple[datetime, datetime]) -> Mapping[str, BadRule]:
     prices, sizes = [], []
     if contract.channel == "trades":
         prices, sizes = [_number("price", ">0", null_is_bad=True)], [_number("amount", ">=0", null_is_bad=True)]
@@ -238,10 +245,9 @@ def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: C
     elif contract.channel == "ticker":
         prices = [_number(c, "any", null_is_bad=False) for c in ("bid", "ask")]
         sizes = [_number(c, ">=0", null_is_bad=False) for c in ("bid_volume", "ask_volume") if c in have]
-    times = [_time(c, now, null_is_bad=c == contract.clock) for c in ("capture_ts", "timestamp") if c in have]
-    places = [_inside(span)] if span and "capture_ts" in have else []
+    times = [_time(c, limits, null_is_bad=c == contract.clock) for c in ("capture_ts", "timestamp") if c in have]
     return {reason: _any(r) for reason, r in
-            [("bad_price", prices), ("bad_size", sizes), ("bad_timestamp", times), ("wrong_partition", places)] if r}
+            [("bad_price", prices), ("bad_size", sizes), ("bad_timestamp", times)] if r}
 
 # %% ../../nbs/10_storage/01_contract.ipynb #c031fa7b
 def split_bad(batch: pl.DataFrame, rules: Mapping[str, BadRule],
@@ -266,9 +272,10 @@ def _with_reason(batch: pl.DataFrame, first_row: int, reasons: pl.Series) -> pl.
 # %% ../../nbs/10_storage/01_contract.ipynb #0b9e738f
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
-def _share(column: str, unit: str, now: datetime | None) -> pl.Expr:
+@lru_cache(maxsize=64)
+def _share(column: str, unit: str, limits: tuple[datetime, datetime]) -> pl.Expr:
     "Share of the column's values (nulls aside) that are plausible times in `unit`; null if all are null."
-    low, high = (int(t.timestamp() * PER_SECOND[unit]) for t in time_limits(now))
+    low, high = (int(t.timestamp() * PER_SECOND[unit]) for t in limits)
     return pl.col(column).to_physical().is_between(low, high).mean()
 
 def check_units(batch: pl.DataFrame, channel: str | Contract, file: str = "", now: datetime | None = None) -> None:
@@ -278,9 +285,10 @@ def check_units(batch: pl.DataFrame, channel: str | Contract, file: str = "", no
     units = {n: "us" if t == UTC_US else "ms" for n, t in contract_for(channel).schema.items()
              if n in ("timestamp", "collected_at", "capture_ts") and n in batch.columns}
     if not units or batch.height == 0: return
-    shares = batch.select(**{n: _share(n, unit, now) for n, unit in units.items()}).row(0, named=True)
+    limits = time_limits(now)
+    shares = batch.select(**{n: _share(n, unit, limits) for n, unit in units.items()}).row(0, named=True)
     for column in (n for n, share in shares.items() if share is not None and share < 0.5):
-        others = batch.select(**{u: _share(column, u, now) for u in PER_SECOND}).row(0, named=True)
+        others = batch.select(**{u: _share(column, u, limits) for u in PER_SECOND}).row(0, named=True)
         fits = [u for u, share in others.items() if share > 0.5]
         if fits: raise _wrong_unit(batch, column, units[column], fits[0], file)
 

@@ -6,17 +6,19 @@
 from __future__ import annotations
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from itertools import groupby
+from types import MappingProxyType
 from typing import Literal
 import numpy as np
 import polars as pl
 
 # %% auto #0
-__all__ = ['Extra', 'STREAM_KEYS', 'parquet_schema', 'scan_partition', 'reading', 'set_aside_files', 'original_rows',
-           'locate_rows', 'locate_row', 'scan']
+__all__ = ['Extra', 'STREAM_KEYS', 'parquet_schema', 'file_schema', 'scan_partition', 'reading', 'set_aside_files',
+           'original_rows', 'locate_rows', 'locate_row', 'scan']
 
 # %% ../../nbs/10_storage/02_dataset.ipynb #4c1e0ddc
 from ..core.enums import DataFormat
@@ -74,6 +76,11 @@ def parquet_schema(path: str) -> dict[str, pl.DataType]:
     try: return dict(pl.read_parquet_schema(path))
     except _POLARS_FAULTS as e: raise _corrupt_parquet(path, e) from e
 
+@lru_cache(maxsize=256)
+def file_schema(file: FileInfo) -> Mapping[str, pl.DataType]:
+    "`parquet_schema` of a file as it was listed: who checks it and who reads it open it once."
+    return MappingProxyType(parquet_schema(file.path))
+
 # %% ../../nbs/10_storage/02_dataset.ipynb #cb037e13
 Extra = Literal["keep", "ignore", "forbid"]
 
@@ -82,7 +89,7 @@ class _Part:
     def __init__(self, file: FileInfo, contract: Contract | None, fmt: DataFormat):
         self.file, self.path, self.contract, self.fmt = file, file.path, contract, fmt
         if fmt is DataFormat.PARQUET:
-            self.schema = parquet_schema(file.path)
+            self.schema = dict(file_schema(file))
             self.casts = check_schema(self.schema, contract, file.path) if contract else []
         else:
             self.schema = text_schema(file.path, contract, fmt)
@@ -133,7 +140,8 @@ def _check_streams(rows: pl.LazyFrame | pl.DataFrame, pf: PartitionFiles, names:
     if not stored: return missing
     facts = [f(pl.col(k)).alias(f"{k}|{n}") for k in stored for n, f in
              (("low", pl.Expr.min), ("high", pl.Expr.max), ("nulls", pl.Expr.null_count))]
-    row = rows.select(pl.len(), *facts).lazy().collect().row(0, named=True)
+    found = rows.select(pl.len(), *facts)
+    row = (found.collect() if isinstance(found, pl.LazyFrame) else found).row(0, named=True)
     for k in stored:
         low, high, nulls = (row[f"{k}|{n}"] for n in ("low", "high", "nulls"))
         if row["len"] and nulls == row["len"]: missing.append(k)

@@ -13,10 +13,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from ..core.errors import ConflictError, StorageError
 
@@ -245,24 +246,25 @@ def file_sha256(path: str | os.PathLike) -> str:
 # %% ../../nbs/10_storage/02a_disk.ipynb #a8d4f86a
 _READ_BYTES, _WAIT_S = 1 << 20, 0.003
 
+def _summers() -> ThreadPoolExecutor: return ThreadPoolExecutor(64, "sum")
+
+_SUMMERS = [_summers()]     # kept: to start a thread takes longer than to sum a small file
+if hasattr(os, "register_at_fork"):     # a forked process has none of the threads
+    os.register_at_fork(after_in_child=lambda: _SUMMERS.__setitem__(0, _summers()))
+
 class SumAlong:
     "Inside `with`, the new file `path` is written from beginning to end; afterwards `sha256` is its sum, in hex."
-    def __init__(self, path: Path):
-        self.path, self.sha256, self.error = path, "", None
-        self._written, self._thread = Event(), Thread(target=self._run, daemon=True)
+    def __init__(self, path: Path): self.path, self.sha256, self._written = path, "", Event()
 
     def __enter__(self) -> SumAlong:
-        self._thread.start()
+        self._summed = _SUMMERS[0].submit(self._sum)
         return self
 
     def __exit__(self, kind, *_) -> None:
         self._written.set()
-        self._thread.join()
-        if self.error is not None and kind is None: raise self.error
-
-    def _run(self) -> None:
-        try: self.sha256 = self._sum()
-        except OSError as e: self.error = e
+        error = self._summed.exception()
+        if error is None: self.sha256 = self._summed.result()
+        elif kind is None: raise error
 
     def _sum(self) -> str:
         while not self.path.exists() and not self._written.wait(_WAIT_S): pass

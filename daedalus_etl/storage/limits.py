@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..core.config import ReadLimits
 from ..core.enums import DataFormat
 from ..core.errors import CorruptFileError
-from .dataset import parquet_schema
+from .dataset import file_schema
 from .partitions import FileInfo, PartitionFiles
 from .text import corrupt_text, is_gzip, open_bytes
 
@@ -27,7 +27,7 @@ def _parquet_over(file: FileInfo, limits: ReadLimits) -> CorruptFileError | None
     import pyarrow as pa
     import pyarrow.parquet as pq      # late: it takes a while
     try:
-        parquet_schema(file.path)         # first: pyarrow stops the whole process at a codec that it does not know
+        file_schema(file)                 # first: pyarrow stops the whole process at a codec that it does not know
         meta = pq.read_metadata(file.path)
     except (CorruptFileError, pa.ArrowException, OSError): return None
     if meta.num_rows > limits.max_file_rows: return _over(file, "max_file_rows", f"{meta.num_rows} rows", limits)

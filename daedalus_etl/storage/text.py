@@ -261,12 +261,14 @@ def _too_many(bad: list[BadLine], path: str) -> CorruptFileError:
     first = next((b.error for b in bad if b.error), "blank")
     return CorruptFileError(f"more than {MAX_BAD_LINES} lines are no record; the first: {first}", path=path)
 
+_NONE_ASIDE = pl.DataFrame(schema=ASIDE)
+
 def settle_lines(pf: PartitionFiles, contract: Contract | None,
                  fmt: DataFormat) -> tuple[PartitionFiles, pl.DataFrame]:
     """The files with their bad lines noted, so that scans read around them, and those lines for the quarantine.
 
     `row`: records before the line in its file; `byte_offset`: its first byte in the decompressed text."""
-    if fmt is DataFormat.PARQUET or contract is None: return pf, pl.DataFrame(schema=ASIDE)
+    if fmt is DataFormat.PARQUET or contract is None: return pf, _NONE_ASIDE
     settled = [_settled(f, contract, fmt) for f in pf.files]
     rows = [r for _, aside in settled for r in aside]
     return replace(pf, files=tuple(f for f, _ in settled)), pl.DataFrame(rows, schema=ASIDE)
