@@ -35,7 +35,7 @@ days = [Partition.of(symbol="X", year=2024, month=8, day=int(d)) for d in order.
 print("ready", flush=True)
 sys.stdin.readline()
 end = time.monotonic() + seconds
-while time.monotonic() < end:
+while time.monotonic() < end or done + lost < 10:       # a busy machine may be slow
     number, changes = me * 1_000_000 + done + lost, []
     for day in days:
         seen = look(dataset.folder(day))
