@@ -74,7 +74,7 @@ class _Input:
         try: found = parquet_schema(largest)
         except DaedalusError: return            # whoever computes its unit says what is wrong with it
         keys = {k: pl.String for k in STREAM_KEYS if pf.partition.get(k) is not None}
-        self.schema = keys | found | self.schema
+        self.schema = {n: self.schema.get(n, t) for n, t in (keys | found).items()}
         rows, self.widths = column_widths(largest, self.schema)
         self.rows = rows * len(files)
 

@@ -94,7 +94,8 @@ def judge_bad(bad: pl.DataFrame, total: int, allowed: float, pf: PartitionFiles,
 
 SUSPECTS = {          # by reason: columns to name in the error, in this order, if their value is the bad one
     "bad_price": ("price", "bid", "ask", "found"), "bad_size": ("amount", "bid_volume", "ask_volume", "found"),
-    "bad_timestamp": ("capture_ts", "timestamp"), "wrong_partition": ("capture_ts",)}
+    "bad_timestamp": ("capture_ts", "timestamp"), "wrong_partition": ("capture_ts",),
+    "bad_series": ("value", "name")}
 
 def _is_bad(column: str, value: object) -> bool:
     "Whether the value by itself would break the rule that its column stands under."
@@ -126,7 +127,7 @@ def checked_input(pf: PartitionFiles, config: InputConfig, features: FeatureConf
     with reading(pf, contract, fmt):
         hold = SMALL_ROWS if pf.size <= SMALL else 0
         if pf.files: rows = scan_partition(pf, contract, fmt, config.extra, read_rows=read_rows, hold_rows=hold)
-        else: rows = pl.LazyFrame(schema=contract.schema)
+        else: rows = pl.LazyFrame(schema=contract.usual)
         found = check_rows(rows, contract, "".join(pf.paths[:1]), levels=levels, span=pf.span)
     judge_lines(aside, found.count, features.max_bad_fraction, pf, contract, fmt)
     return replace(found, files=pf, aside=aside)
@@ -234,7 +235,7 @@ class UnitRun:
     def _nothing(self, name: str) -> pl.LazyFrame:
         "No rows of the input `name`, with its columns."
         contract = contract_of(self.transform.config.inputs[name], self.context.feature_config.clock)
-        return pl.LazyFrame(schema=contract.schema if contract else {})
+        return pl.LazyFrame(schema=contract.usual if contract else {})
 
     def _stage(self, checked: Mapping[str, CheckedInput], stack: ExitStack) -> dict[str, Outcome]:
         "Write all outputs to their stages; a failure, now or before publication, removes them."

@@ -12,9 +12,9 @@ from operator import and_, or_
 import polars as pl
 
 # %% auto #0
-__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'CHANNELS', 'JUDGED', 'ALIASES', 'FIRST_TIME', 'PER_SECOND', 'Column', 'Contract',
-           'contract_for', 'Cast', 'missing_column', 'check_schema', 'time_limits', 'BadRule', 'bad_row_rules',
-           'split_bad', 'reason_of', 'check_units']
+__all__ = ['UTC_US', 'COMMON', 'EVENT_TIME', 'SEQ_GAP', 'CONTRACTS', 'CONTRACT', 'CHANNELS', 'JUDGED', 'ALIASES', 'FIRST_TIME',
+           'PER_SECOND', 'Column', 'Contract', 'contract_for', 'Cast', 'missing_column', 'check_schema', 'time_limits',
+           'BadRule', 'bad_row_rules', 'split_bad', 'reason_of', 'check_units']
 
 # %% ../../nbs/10_storage/01_contract.ipynb #e635235c
 from ..core.errors import SchemaError, TimeUnitError, did_you_mean
@@ -25,11 +25,12 @@ UTC_US = pl.Datetime("us", "UTC")
 
 @dataclass(frozen=True)
 class Column:
-    "A declared bronze column: name, canonical dtype, unit, and whether a file may lack it."
+    "A declared bronze column: name, canonical dtype, unit, whether a file must have it, and whether few sources do."
     name: str
     dtype: pl.DataType
     unit: str = ""
     required: bool = False
+    rare: bool = False
 
 @dataclass(frozen=True)
 class Contract:
@@ -47,6 +48,10 @@ class Contract:
         "Type of each column, by name."
         return {c.name: c.dtype for c in self.columns}
     @property
+    def usual(self) -> dict[str, pl.DataType]:
+        "`schema` without the rare columns: what rows have of which no file says more."
+        return {c.name: c.dtype for c in self.columns if not c.rare}
+    @property
     def required(self) -> list[str]:
         "Columns that a file must have: the channel's own and the clock."
         return [c.name for c in self.columns if c.required or c.name == self.clock]
@@ -63,21 +68,31 @@ def _floats(names: str, unit: str = "quote", *, required: bool = False) -> tuple
 COMMON = (Column("collected_at", pl.Int64(), "ms"), Column("capture_ts", UTC_US, "us UTC"),
           Column("exchange", pl.String()), Column("symbol", pl.String()))
 EVENT_TIME = Column("timestamp", pl.Int64(), "ms")
+SEQ_GAP = Column("seq_gap", pl.Int64(), "missing numbers", rare=True)
+CONTRACTS = Column("contracts", pl.Float64(), "contracts", rare=True)
+CONTRACT = (Column("contract_size", pl.Float64(), "base, or quote if inverse", rare=True),
+            Column("contract_type", pl.String(), rare=True))
 
 CHANNELS: dict[str, Contract] = {
     "trades": Contract("trades", (
         *COMMON, EVENT_TIME, Column("trade_id", pl.String()), Column("side", pl.String(), "taker", True),
-        *_floats("price", required=True), *_floats("amount", "base", required=True), *_floats("cost"))),
+        *_floats("price", required=True), *_floats("amount", "base", required=True), *_floats("cost"),
+        SEQ_GAP, CONTRACTS, *CONTRACT)),
     "orderbook": Contract("orderbook", (
         *COMMON, EVENT_TIME, Column("nonce", pl.Int64()),
-        Column("bids", LEVELS, "quote, base", True), Column("asks", LEVELS, "quote, base", True))),
+        Column("bids", LEVELS, "quote, base", True), Column("asks", LEVELS, "quote, base", True),
+        SEQ_GAP, *CONTRACT)),
     "ticker": Contract("ticker", (
         *COMMON, EVENT_TIME, *_floats("bid ask", required=True),
         *_floats("bid_volume ask_volume base_volume", "base"),
-        *_floats("last open high low close vwap quote_volume change"), *_floats("percentage", "%"))),
+        *_floats("last open high low close vwap quote_volume change"), *_floats("percentage", "%"),
+        SEQ_GAP, *CONTRACT)),
+    "series": Contract("series", (
+        *COMMON, EVENT_TIME, Column("name", pl.String(), "", True), Column("value", pl.Float64(), "of the name", True),
+        SEQ_GAP)),
 }
 
-JUDGED = {"price", "amount", "bid", "ask", "bid_volume", "ask_volume"}      # numbers that a row rule looks at
+JUDGED = {"price", "amount", "bid", "ask", "bid_volume", "ask_volume", "value"}     # numbers that a row rule looks at
 
 def contract_for(channel: str | Contract, clock: str = "capture_ts") -> Contract:
     "The contract of a channel with the given clock; a Contract passes through, so that users can bring their own."
@@ -222,6 +237,12 @@ def _inside(span: tuple[datetime, datetime]) -> BadRule:
     c, (start, end) = pl.col("capture_ts"), map(_instant, span)
     return BadRule(((c < start) | (c >= end)).fill_null(False), ((c.min() >= start) & (c.max() < end)).fill_null(True))
 
+def _named(column: str) -> BadRule:
+    "A text that is neither null nor empty."
+    c = pl.col(column)
+    empty = (c == "").fill_null(True)
+    return BadRule(empty, ~empty.any())
+
 def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: Collection[str] | None = None,
                   now: datetime | None = None, span: tuple[datetime, datetime] | None = None) -> dict[str, BadRule]:
     """Reason -> rule for a channel, in the order in which reasons are given.
@@ -236,7 +257,7 @@ def bad_row_rules(channel: str | Contract, clock: str = "capture_ts", columns: C
 
 @lru_cache(maxsize=64)
 def _rules_of(contract: Contract, have: frozenset[str], limits: tuple[datetime, datetime]) -> Mapping[str, BadRule]:
-    prices, sizes = [], []
+    prices, sizes, series = [], [], []
     if contract.channel == "trades":
         prices, sizes = [_number("price", ">0", null_is_bad=True)], [_number("amount", ">=0", null_is_bad=True)]
     elif contract.channel == "orderbook":
@@ -245,9 +266,11 @@ def _rules_of(contract: Contract, have: frozenset[str], limits: tuple[datetime, 
     elif contract.channel == "ticker":
         prices = [_number(c, "any", null_is_bad=False) for c in ("bid", "ask")]
         sizes = [_number(c, ">=0", null_is_bad=False) for c in ("bid_volume", "ask_volume") if c in have]
+    elif contract.channel == "series":
+        series = [_number("value", "any", null_is_bad=True), _named("name")]
     times = [_time(c, limits, null_is_bad=c == contract.clock) for c in ("capture_ts", "timestamp") if c in have]
-    return {reason: _any(r) for reason, r in
-            [("bad_price", prices), ("bad_size", sizes), ("bad_timestamp", times)] if r}
+    reasons = {"bad_price": prices, "bad_size": sizes, "bad_series": series, "bad_timestamp": times}
+    return {reason: _any(r) for reason, r in reasons.items() if r}
 
 # %% ../../nbs/10_storage/01_contract.ipynb #c031fa7b
 def split_bad(batch: pl.DataFrame, rules: Mapping[str, BadRule],

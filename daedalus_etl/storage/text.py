@@ -90,7 +90,8 @@ def _ndjson_schema(path: str, contract: Contract) -> dict[str, pl.DataType]:
     keys = {k: None for r in records for k in r}
     for column in contract.required:
         if records and column not in keys: raise missing_column(column, contract.schema[column], list(keys), path)
-    schema = {n: _raw_levels(records, n) if t == LEVELS else _raw_type(t) for n, t in contract.schema.items()}
+    declared = {n: t for n, t in contract.schema.items() if n in contract.usual or n in keys}
+    schema = {n: _raw_levels(records, n) if t == LEVELS else _raw_type(t) for n, t in declared.items()}
     return schema | {k: pl.String() for k in keys if k not in schema}
 
 def _csv_schema(path: str, contract: Contract) -> dict[str, pl.DataType]:
