@@ -156,10 +156,14 @@ class Desk:
     def publish(self, edits: Sequence[Edit], whole: Mapping[str, Snapshot] | None = None) -> None:
         "Make all edits in one commit; `whole`: the partitions of the dataset, if it is replaced as a whole."
         if self.dry: return
+        leaving_first = sorted(self.changes(edits), key=lambda c: bool(c.put))
+        commit(leaving_first, whole=None if whole is None else {self.dataset: whole})
+
+    def changes(self, edits: Iterable[Edit]) -> list[Change]:
+        "What must be committed for the edits; the lineage of each new file is written."
         for e in edits:
             for staged in e.change.put if e.change else (): self._record(e, staged)
-        leaving_first = sorted((e.change for e in edits if e.change), key=lambda c: bool(c.put))
-        commit(leaving_first, whole=None if whole is None else {self.dataset: whole})
+        return [e.change for e in edits if e.change]
 
     def _record(self, edit: Edit, staged: Staged) -> None:
         "The lineage of a file: who made it, and which files it replaces, with the key of those that a transform made."
