@@ -65,5 +65,5 @@ class FeatureCategory(Word):
 class ProcessingMode(Word):
     "How input arrives."
     BATCH = auto()  # whole partitions
-    STREAMING = auto()  # micro-batches as they come
-    HYBRID = auto()  # the past by partitions, then live
+    STREAMING = auto()  # what comes, and not what was there
+    HYBRID = auto()  # first what is there, then what comes

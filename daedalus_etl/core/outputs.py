@@ -13,7 +13,7 @@ from .config import OutputConfig
 from .enums import DataFormat, WriteMode
 from .errors import ConfigError, ConflictError, StorageError
 from ..storage.commit import (
-    PART, Dataset, Slot, Snapshot, Staged, look, read_footer, stage)
+    APPENDED, PART, Dataset, Slot, Snapshot, Staged, look, read_footer, stage)
 from ..storage.delta_dataset import DeltaDataset, StagedDelta
 from ..storage.disk import check_writable, free_bytes
 from ..storage.journal import Change
@@ -34,8 +34,14 @@ class Present:
 
     @property
     def footer(self) -> Mapping[str, str] | None:
-        "The footer of the one file that holds the partition; None if there is none or more than one."
-        return next(iter(self.footers.values())) if self.footers and len(self.footers) == 1 else None
+        "The footer of the one file that holds the whole partition; None if there is none or more than one."
+        one = self.footers and len(self.footers) == 1 and not self.growing
+        return next(iter(self.footers.values())) if one else None
+
+    @property
+    def growing(self) -> bool:
+        "Whether all files that are ours were appended while their day was watched: none of them is its result."
+        return bool(self.footers) and all(APPENDED in f for f in self.footers.values())
 
     @property
     def strangers(self) -> list[str]:
@@ -64,10 +70,12 @@ class Target:
         if self.mode is WriteMode.APPEND:
             if all(f.get("key") == key for f in present.footers.values()): return ""
             return "the partition has rows already, and append would add its input a second time"
-        if len(present.footers) > 1: return f"the partition holds {len(present.footers)} appended files"
-        if "key" not in present.footer: return "the partition was not written by a transform"
-        if present.footer.get("transform") != transform:
-            return f"the partition was made by the transform {present.footer.get('transform')!r}"
+        first = next(iter(present.footers.values()))
+        if len(present.footers) > 1 and not present.growing:
+            return f"the partition holds {len(present.footers)} appended files"
+        if "key" not in first: return "the partition was not written by a transform"
+        if first.get("transform") != transform:
+            return f"the partition was made by the transform {first.get('transform')!r}"
         return ""
 
     def stage(self, partition: Partition, frame: pl.LazyFrame, present: Present,

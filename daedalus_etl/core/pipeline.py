@@ -153,14 +153,15 @@ class Pipeline:
 
     @classmethod
     def from_config(cls, config: DaedalusConfig | str | os.PathLike | None = None, *, fmt: str = "parquet",
-                    trades: str | None = None) -> Pipeline:
+                    trades: str | None = None, growing: bool = False) -> Pipeline:
         """The pipeline of a configuration, or of the file at that path (None: as `load_config` finds it).
 
         Imports the configuration's plug-ins. Without a section `pipeline` there are silver and gold of every channel
-        that has a folder. `fmt`: format of bronze. `trades`: folder of trades beside books, "" for none."""
+        that has a folder, or with `growing`, for a watch, of every channel: its folder may come later. `fmt`: format of
+        bronze. `trades`: folder of trades beside books, "" for none."""
         settings = config if isinstance(config, DaedalusConfig) else load_config(config)
         load_plugins(settings.plugins)
-        channels = CHANNELS if settings.pipeline else _channels(settings.storage.input_root)
+        channels = CHANNELS if settings.pipeline or growing else _channels(settings.storage.input_root)
         return cls(steps_of(settings, channels, fmt=fmt, trades=trades))
 
     @property

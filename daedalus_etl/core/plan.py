@@ -19,8 +19,8 @@ from ..storage.partitions import Partition, PartitionFiles, discover, is_delta
 from ..storage.state import StateKey
 
 # %% auto #0
-__all__ = ['NO_PAST', 'COLD', 'UNKNOWN', 'Unit', 'find_units', 'units_of', 'find_again', 'input_fingerprint', 'Recipe', 'recipe',
-           'Verdict', 'judge', 'parent_of', 'vanished']
+__all__ = ['NO_PAST', 'COLD', 'GROWING', 'UNKNOWN', 'Unit', 'find_units', 'units_of', 'find_again', 'input_fingerprint', 'Recipe',
+           'recipe', 'Verdict', 'judge', 'parent_of', 'vanished']
 
 # %% ../../nbs/40_run/01_plan.ipynb #e6f46566
 @dataclass(frozen=True)
@@ -166,6 +166,7 @@ class Verdict:
 def judge(unit: Unit, made_by: Recipe, parent: str, present: Mapping[str, Present]) -> Verdict:
     "Compare the unit's key with what its outputs' footers say; `present`: by output, what there is."
     footers, why = [p.footer for p in present.values()], announced(_read(unit))
+    if any(p.growing for p in present.values()): return Verdict("stale", GROWING)
     if not any(footers): return Verdict("new", f"no output yet, and {why}" if why else "no output yet")
     if not all(footers): return Verdict("new", "an output is missing")
     for name, want in (("code", made_by.state_key.code), ("config", made_by.state_key.config)):
@@ -180,6 +181,7 @@ def _read(unit: Unit) -> list[PartitionFiles]:
     "The files of all inputs, and those that are looked ahead at."
     return [*unit.inputs.values(), *(pf for after in unit.following.values() for pf in after)]
 
+GROWING = "appended while watched"              # a day that a watcher let grow by files, and has not sealed
 UNKNOWN = "unknown until it is computed"        # the state before a unit, in a plan that computes nothing
 
 def parent_of(unit: Unit, made_by: Recipe, home: Target) -> str | None:

@@ -23,13 +23,14 @@ from .disk import (
 from .partitions import Partition
 
 # %% auto #0
-__all__ = ['META', 'PART', 'FOOTER', 'Dataset', 'read_footer', 'own_keys', 'Snapshot', 'look', 'in_use_since', 'Slot',
+__all__ = ['META', 'PART', 'FOOTER', 'APPENDED', 'Dataset', 'read_footer', 'own_keys', 'Snapshot', 'look', 'in_use_since', 'Slot',
            'close_all', 'put_artifact', 'Staged', 'stage', 'sinking', 'quarantine_file', 'stage_rows', 'place_rows']
 
 # %% ../../nbs/10_storage/03_commit.ipynb #8a897aea
 META = ".daedalus"            # beside the datasets, never below one
 PART = "part-0.parquet"       # the one file of a committed partition
 FOOTER = "daedalus."          # prefix of our keys in a Parquet footer
+APPENDED = "appended"         # our key in files of a day that grows while it is watched: which one it is, from 0
 
 @dataclass(frozen=True)
 class Dataset:

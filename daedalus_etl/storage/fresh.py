@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from ..core.errors import MAX_LISTED, CorruptFileError, StaleStateError
 from ..core.filters import FilterSpec
-from .commit import META, Dataset, read_footer
+from .commit import APPENDED, META, Dataset, read_footer
 from .contract import CHANNELS
 from .disk import file_sha256
 from .lineage import parse_record, record_name
@@ -101,6 +101,7 @@ class _Judge:
 
     def _of_file(self, pf: PartitionFiles, file: FileInfo) -> str:
         try:
+            if APPENDED in self.footer(file): return "its day was appended to while it was watched, and is not sealed"
             record = self._record(file)
             if record is None: return f"there is no record of what {Path(file.path).name} was made from: {_UNKNOWN}"
             if not record.get("inputs"): return "its record names no inputs: no transform wrote it"
