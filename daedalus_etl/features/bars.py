@@ -278,7 +278,11 @@ class BarsProcessor:
     def process(self, frame: pl.DataFrame, keys: Collection[BarKey] | None = None) -> dict[BarKey, pl.DataFrame]:
         "Take the rows of `frame` in, in order; returns the bars that they closed, by clock. `keys`: only these clocks."
         t = clock_array(frame, self.config.clock)
-        rows = self.stream.read(frame, t)
+        return self.take(t, self.stream.read(frame, t), keys)
+
+    def take(self, t: np.ndarray, rows: tuple | np.ndarray,
+             keys: Collection[BarKey] | None = None) -> dict[BarKey, pl.DataFrame]:
+        "As `process`, of rows as `stream.read` gives them, with clocks `t` (int64 us)."
         fresh, r = np.empty(t.size, np.uint8), np.empty(t.size)
         return_batch(self.step[0], t, rows[0], int(self.config.max_gap_s * US), fresh, r)
         return self.stream.take(t, rows, (fresh, r), self.keys if keys is None else keys)

@@ -19,8 +19,9 @@ from daedalus_etl.features.streaming import (
     sum_window_turn)
 
 # %% auto #0
-__all__ = ['declare_segment', 'declare_common', 'calendar', 'clock_array', 'check_values', 'column_memory', 'release_unused',
-           'start_step', 'record_state', 'restore_record', 'replay', 'Processor', 'count_signs', 'as_enum', 'column']
+__all__ = ['POOLED', 'declare_segment', 'declare_common', 'calendar', 'clock_array', 'check_values', 'column_memory',
+           'release_unused', 'start_step', 'record_state', 'restore_record', 'replay', 'Processor', 'count_signs',
+           'as_enum', 'column']
 
 # %% ../../nbs/20_features/02_processor.ipynb #bf69c1b3
 def declare_segment(channel: str) -> None:
@@ -74,7 +75,10 @@ def check_values(values: np.ndarray, column: str, t: np.ndarray, *, above: float
 def column_memory(*shape: int, dtype: type = np.float64) -> np.ndarray:
     "An uninitialised array of `shape` in memory of Arrow's pool, for columns that are handed on."
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    return np.frombuffer(pa.allocate_buffer(size), dtype).reshape(shape) if size else np.empty(shape, dtype)
+    if size < POOLED: return np.empty(shape, dtype)
+    return np.frombuffer(pa.allocate_buffer(size), dtype).reshape(shape)
+
+POOLED = 1 << 14        # bytes; less is not worth a call, and a live push asks for a dozen of such
 
 def release_unused() -> None:
     "Give free memory back to the system, where the allocators know how."

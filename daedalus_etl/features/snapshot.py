@@ -6,7 +6,9 @@
 from __future__ import annotations
 import math
 from collections import namedtuple
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 import numpy as np
 from ..core.config import FeatureConfig
 from .bands import NEAR, bands_step
@@ -31,21 +33,29 @@ def number_label(x: float) -> str:
 
 def band_labels(config: FeatureConfig) -> list[str]:
     "Bands as they stand in names: `0_5`, `5_10`."
-    edges = [number_label(x) for x in (0, *config.bands_bps)]
+    return _band_labels(config.bands_bps)
+
+def _band_labels(bands_bps: tuple[float, ...]) -> list[str]:
+    edges = [number_label(x) for x in (0, *bands_bps)]
     return [f"{lo}_{hi}" for lo, hi in zip(edges, edges[1:])]
 
-def family_columns(config: FeatureConfig) -> dict[str, tuple[str, ...]]:
+def family_columns(config: FeatureConfig) -> Mapping[str, tuple[str, ...]]:
     "Names of the columns of each family, in the order of its array."
-    bands, levels = band_labels(config), range(config.depth_levels)
-    costs = [number_label(n) for n in config.cost_notionals]
+    return _family_columns(config.bands_bps, config.imbalance_levels, config.cost_notionals, config.depth_levels)
+
+@lru_cache(maxsize=64)      # a live push asks for them each time
+def _family_columns(bands_bps: tuple, imbalance_levels: tuple, cost_notionals: tuple,
+                    depth_levels: int) -> Mapping[str, tuple[str, ...]]:
+    bands, levels = _band_labels(bands_bps), range(depth_levels)
+    costs = [number_label(n) for n in cost_notionals]
     sides_of = ("bid", "ask")
-    return {
-        "top": TOP, "depth": (*DEPTH, *(f"imbalance_L{n}" for n in config.imbalance_levels)), "smart": SMART,
+    return MappingProxyType({
+        "top": TOP, "depth": (*DEPTH, *(f"imbalance_L{n}" for n in imbalance_levels)), "smart": SMART,
         "simple": SIMPLE, "shape": tuple(f"{s}_{c}" for s in sides_of for c in SHAPE), "slopes": SLOPES,
         "gravity": GRAVITY, "bands": (
             *(f"{s}_vol_band_{b}bps" for s in sides_of for b in bands), *(f"imb_band_{b}bps" for b in bands), *NEAR),
         "cost": tuple(f"cost_to_{way}_{n}_bps" for way in ("buy", "sell") for n in costs),
-        "levels": tuple(f"{s}_{c}_L{i}" for s in sides_of for c in ("price", "size") for i in levels)}
+        "levels": tuple(f"{s}_{c}_L{i}" for s in sides_of for c in ("price", "size") for i in levels)})
 
 def families_of(names: Iterable[str], config: FeatureConfig) -> set[str]:
     "The families that hold the columns `names`."
@@ -144,13 +154,17 @@ def snapshot_batch(bids, asks, s, prm, out):
 PAGE, LINE = 512, 8        # float64 values in a page of memory and in a line of the cache
 
 def family_block(k: int, n: int) -> np.ndarray:
-    "Uninitialised memory for `k` columns of `n` rows or more, an odd number of pages and a line apart."
+    "Uninitialised memory for `k` columns of `n` rows or more, an odd number of pages and a line apart if it is much."
+    if n <= LINE: return column_memory(k, n)
     return column_memory(k, n // (2 * PAGE) * 2 * PAGE + 3 * PAGE + LINE)
 
-def _parameters(config: FeatureConfig) -> Parameters:
+def _parameters(c: FeatureConfig) -> Parameters:
+    return _made(c.depth_levels, c.imbalance_levels, c.bands_bps, c.cost_notionals, c.smart_depth_decay)
+
+@lru_cache(maxsize=64)
+def _made(depth: int, imbalance_levels: tuple, bands_bps: tuple, notionals: tuple, decay: float) -> Parameters:
     def floats(values): return np.array(values, np.float64)
-    return Parameters(config.depth_levels, np.array(config.imbalance_levels, np.int64), floats(config.bands_bps),
-                      floats(config.cost_notionals), float(config.smart_depth_decay))
+    return Parameters(depth, np.array(imbalance_levels, np.int64), floats(bands_bps), floats(notionals), float(decay))
 
 def snapshot_arrays(bids: Side, asks: Side, config: FeatureConfig, families: Iterable[str]) -> dict[str, np.ndarray]:
     """Columns of the named families of n books, as arrays (n) by name: float64, NaN for undefined.

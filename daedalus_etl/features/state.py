@@ -4,9 +4,12 @@
 
 # %% ../../nbs/20_features/23_state.ipynb #0679772a
 from __future__ import annotations
+from array import array
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
 import numpy as np
 import polars as pl
 from ..core.catalog import Column, asked_windows, selected
@@ -15,16 +18,16 @@ from ..core.errors import BadDataError, SchemaError
 from ..core.levels import LEVELS
 from .bars import BarsProcessor
 from .books import Side, check_book_values, read_only
-from .ordering import SEEN
+from .ordering import CONTENT, MISSING, SEEN
 import daedalus_etl.features.orderbook  # noqa: F401  declares the columns
-from .processor import check_values
 from .stateful import StatefulFeatureProcessor
 from .streaming import US
 from .trade_bars import BarKey
 from .trade_flow import TradeArrays
+from .trades import check_trades
 
 # %% auto #0
-__all__ = ['clock_of', 'record_side', 'SymbolState', 'BarBuilder']
+__all__ = ['clock_of', 'record_side', 'trade_records', 'SymbolState', 'BarBuilder']
 
 # %% ../../nbs/20_features/23_state.ipynb #abe8f78c
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
@@ -41,74 +44,163 @@ def clock_of(record: Mapping, clock: str) -> int:
         raise SchemaError("a time without a zone is ambiguous", column=clock, expected="a datetime in UTC")
     return (value - _EPOCH) // _MICROSECOND
 
+def _levels(side: Sequence | None) -> list[tuple]:
+    "The levels of one side as pairs, whichever of the two shapes they have."
+    if not side: return []
+    if isinstance(side[0], Mapping): return [(x["price"], x["size"]) for x in side]
+    return [(x[0], x[1]) for x in side]
+
 def record_side(records: list[Mapping], name: str) -> Side:
     "One side of the `records`, as kernels read it."
-    sides = [
-        [(x["price"], x["size"]) if isinstance(x, Mapping) else (x[0], x[1]) for x in r[name] or ()] for r in records]
+    sides = [_levels(r[name]) for r in records]
     values = np.array([level for side in sides for level in side], np.float64).reshape(-1, 2)
     offset = np.concatenate([[0], np.cumsum([len(s) for s in sides])])
     return Side(read_only(values[:, 0], np.float64), read_only(values[:, 1], np.float64), read_only(offset, np.int64))
 
-# %% ../../nbs/20_features/23_state.ipynb #47cbf4dd
-_LAST = {"capture_ts": pl.Datetime("us", "UTC"), "nonce": pl.Int64, "bids": LEVELS, "asks": LEVELS}
+# %% ../../nbs/20_features/23_state.ipynb #4ed0d2fe
 _SIGN = {"buy": 1, "sell": -1}
 
+def _sign(record: Mapping) -> int:
+    return record["side_sign"] or 0 if "side_sign" in record else _SIGN.get((record.get("side") or "").lower(), 0)
+
+def trade_records(records: list[Mapping], clock: str) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    "Clocks (us) of trades, and their price, amount and taker's sign (0 for unknown); `BadDataError` if they cannot be."
+    t = np.array([clock_of(r, clock) for r in records], np.int64)
+    price, amount = (np.array([r[c] for r in records], np.float64) for c in ("price", "amount"))
+    check_trades(price, amount, t)
+    return t, (price, amount, np.array([_sign(r) for r in records], np.int8))
+
+# %% ../../nbs/20_features/23_state.ipynb #091cb961
+def _rank(record: Mapping) -> tuple[int, int]:
+    "What a batch sorts trades of one clock by."
+    at, number = record.get("timestamp"), _number(str(record.get("trade_id", record.get("id"))))
+    return MISSING if at is None else int(at), MISSING if number is None else number
+
+def _number(name: str) -> int | None:
+    "The number (below 2**63) that an id is; None for other text."
+    return int(name) if len(name) < 20 and name.isascii() and name.isdigit() and int(name) < 2**63 else None
+
+def _ties_in_order(records: list[Mapping], clock: str) -> list[Mapping]:
+    "Trades with those of one clock in the order in which a batch takes them; other than those stay where they are."
+    if len(records) < 2: return records
+    runs = [list(run) for _, run in groupby(records, lambda r: clock_of(r, clock))]
+    return [r for run in runs for r in (sorted(run, key=_rank) if len(run) > 1 else run)]
+
+# %% ../../nbs/20_features/23_state.ipynb #13ff2d54
+_DAY = {"first": pl.Int64, "last": pl.Int64, "trade_id": pl.String}
+
+def _plain(name: str) -> int | None:
+    "The number that the id is; None for text, and for a number in another spelling, such as 007, which is another id."
+    number = _number(name)
+    return number if str(number) == name else None
+
+class _DayIds:
+    "Trade ids of one day: numbers above all before them as runs `first`..`last`, others one by one."
+    def __init__(self, frame: pl.DataFrame | None = None):
+        if frame is None: frame = pl.DataFrame(schema=_DAY)
+        runs = frame.filter(pl.col("trade_id").is_null())
+        self.first, self.last = (array("q", runs[c].to_list()) for c in ("first", "last"))
+        self.others = set(frame["trade_id"].drop_nulls())
+
+    def add(self, name: str) -> None:
+        "Remember an id that is not held."
+        number = _plain(name)
+        if number is None or (self.last and number <= self.last[-1]): self.others.add(name)
+        elif self.last and number == self.last[-1] + 1: self.last[-1] = number
+        else:
+            self.first.append(number)
+            self.last.append(number)
+
+    def __contains__(self, name: str) -> bool:
+        if name in self.others: return True
+        if not self.last or (number := _plain(name)) is None or number > self.last[-1]: return False
+        k = bisect_right(self.first, number) - 1
+        return k >= 0 and number <= self.last[k]
+
+    def frame(self) -> pl.DataFrame:
+        "For a state: a row for each run, and one for each other id."
+        runs = pl.DataFrame([pl.Series(k, np.array(getattr(self, k), np.int64)) for k in ("first", "last")])
+        others = pl.DataFrame({"trade_id": sorted(self.others)}, {"trade_id": pl.String})
+        return pl.concat([runs, others], how="diagonal")
+
+# %% ../../nbs/20_features/23_state.ipynb #47cbf4dd
+_LAST = {"capture_ts": pl.Datetime("us", "UTC"), "nonce": pl.Int64, "bids": LEVELS, "asks": LEVELS}
+
 def _reader(column: Column, config: FeatureConfig) -> Callable:
-    "A function from a value in the column's array to what a user gets; None for undefined."
+    "A function from a value of the column (as Python has it) to what a user gets; None for undefined."
     if isinstance(column.dtype, pl.Enum):
         names = column.dtype.categories.to_list()
         return lambda v: names[v] if v < len(names) else None
     if column.dtype == pl.Boolean: return lambda v: bool(v) if v == v else None
     if column.dtype.is_integer(): return lambda v: int(v) if v == v else None
-    narrow = np.float32 if config.output_dtype == "float32" else np.float64
-    return lambda v: float(narrow(v)) if abs(narrow(v)) < np.inf else None
+    if config.output_dtype != "float32": return lambda v: v if abs(v) < np.inf else None
+    return lambda v: float(np.float32(v)) if abs(np.float32(v)) < np.inf else None
 
 class _SeenBooks:
     "The books of the last `capture_ts`, in order to know repeats."
     def __init__(self, frame: pl.DataFrame):
         self.t = int(frame["capture_ts"].dt.epoch("us")[0]) if frame.height else None
-        self.books = [(r["nonce"], *(_pairs(r[s]) for s in ("bids", "asks"))) for r in frame.to_dicts()]
+        rows = frame.to_dicts()
+        sides = [record_side(rows, s) for s in ("bids", "asks")]
+        self.books = [(r["nonce"], *_book(sides, i)) for i, r in enumerate(rows)]
 
-    def is_new(self, record: Mapping) -> bool:
-        "Whether `record` repeats none of them; it is remembered then."
+    def is_new(self, record: Mapping, levels: tuple[np.ndarray, ...]) -> bool:
+        "Whether `record`, with `levels` from `_book`, repeats none of them; it is remembered then."
         if record.get("capture_ts") is None: return True
-        t = clock_of(record, "capture_ts")
-        book = record.get("nonce") or 0, *(_pairs(record[s]) for s in ("bids", "asks"))
+        t, nonce = clock_of(record, "capture_ts"), record.get("nonce") or 0
         if t != self.t: self.t, self.books = t, []
-        if book in self.books: return False
-        self.books.append(book)
+        if any(nonce == b[0] and all(map(np.array_equal, levels, b[1:])) for b in self.books): return False
+        self.books.append((nonce, *levels))
         return True
 
     def frame(self) -> pl.DataFrame:
         "As a batch has them in its state."
-        sides = [[[{"price": p, "size": q} for p, q in book[k]] for book in self.books] for k in (1, 2)]
+        sides = [[[{"price": p, "size": q} for p, q in zip(b[k].tolist(), b[k + 1].tolist(), strict=True)]
+                  for b in self.books] for k in (1, 3)]
         t = pl.Series("capture_ts", [self.t] * len(self.books), pl.Int64).cast(_LAST["capture_ts"])
         return pl.DataFrame([t, pl.Series("nonce", [b[0] for b in self.books], pl.Int64),
                              *(pl.Series(n, s, LEVELS) for n, s in zip(("bids", "asks"), sides, strict=True))])
 
-def _pairs(levels: Iterable | None) -> list[tuple[float, float]]:
-    "Levels of a record as pairs of floats."
-    return [
-        (float(x["price"]), float(x["size"])) if isinstance(x, Mapping) else (float(x[0]), float(x[1]))
-        for x in levels or ()]
+def _book(sides: Sequence[Side], i: int) -> tuple[np.ndarray, ...]:
+    "Prices and sizes of both sides of the `i`-th book."
+    return tuple(a[s.offset[i]:s.offset[i + 1]] for s in sides for a in (s.price, s.size))
+
+_DAY_US = 86_400 * US
 
 class _SeenTrades:
-    "The trades of the last `dedup_window_s`, in order to know repeats."
-    def __init__(self, frame: pl.DataFrame, config: FeatureConfig):
-        self.rows, self.ids, self.config = deque(frame.to_dicts()), set(frame["trade_id"]), config
+    "The trades of the last `dedup_window_s`, and the ids of the day before them, in order to know repeats."
+    def __init__(self, state: Mapping, config: FeatureConfig):
+        self.window_us = int(config.dedup_window_s * US)
+        self.rows = deque(state.get("seen", pl.DataFrame(schema=SEEN)).to_dicts())
+        self.ids = {r["trade_id"]: r for r in self.rows}            # the last row of each id
+        self.day, self.earlier = state.get("day", -1), _DayIds(state.get("earlier"))
 
-    def is_new(self, record: Mapping) -> bool:
-        "Whether the id of `record` was not seen; it is remembered then."
+    def is_new(self, record: Mapping, t: int) -> bool:
+        "Whether the id of `record`, of the clock `t` (us), was not seen; it is remembered in any case, as in a batch."
+        self._forget(t)
         name = record.get("trade_id", record.get("id"))
         if name in (None, ""): return True
-        if str(name) in self.ids: return False
-        t = clock_of(record, self.config.clock)
-        values = {k: record.get(k) for k in ("timestamp", "side", "price", "amount")}
-        self.rows.append({"clock": t, "trade_id": str(name), **values})
-        self.ids.add(str(name))
-        edge = t - self.config.dedup_window_s * US
-        while self.rows[0]["clock"] <= edge: self.ids.discard(self.rows.popleft()["trade_id"])
-        return True
+        name = str(name)
+        before = self.ids.get(name)
+        first = record if before is None else before
+        self.ids[name] = row = {"clock": t, "trade_id": name} | {k: first.get(k) for k in CONTENT}
+        self.rows.append(row)
+        return before is None and name not in self.earlier
+
+    def _forget(self, t: int) -> None:
+        "Let go of what is older than the window, but for the ids of the day of `t`."
+        day, edge, rows = t // _DAY_US, t - self.window_us, self.rows
+        if day != self.day: self.day, self.earlier = day, _DayIds()
+        while rows and rows[0]["clock"] <= edge:
+            row = rows.popleft()
+            if self.ids[row["trade_id"]] is row: del self.ids[row["trade_id"]]
+            if row["clock"] // _DAY_US == day and row["trade_id"] not in self.earlier: self.earlier.add(row["trade_id"])
+
+    def state(self) -> dict:
+        "As a batch has it; and the ids of the day from before the window, if there are any."
+        seen = {"seen": pl.DataFrame(list(self.rows), SEEN, orient="row")}
+        earlier = self.earlier.frame()
+        return seen | ({"day": self.day, "earlier": earlier} if earlier.height else {})
 
 # %% ../../nbs/20_features/23_state.ipynb #17f02e4b
 class SymbolState:
@@ -124,9 +216,9 @@ class SymbolState:
             config = FeatureConfig(**dict(config) | {"features": names, "rolling_windows": windows})
         self.config, columns, clean = config, selected("orderbook", config), state.get("clean", {})
         self.processor = StatefulFeatureProcessor(config, columns, state.get("books"), trades=trades)
-        self._readers = [(c.name, _reader(c, config)) for c in columns]
+        self._readers = {c.name: _reader(c, config) for c in columns}
         self._books = _SeenBooks(clean.get("last", pl.DataFrame(schema=_LAST)))
-        self._trades = _SeenTrades(clean.get("seen", pl.DataFrame(schema=SEEN)), config)
+        self._trades = _SeenTrades(clean, config)
 
     def push(self, books: Mapping | Iterable[Mapping],
              trades: Mapping | Iterable[Mapping] = ()) -> dict | list[dict | None] | None:
@@ -137,41 +229,42 @@ class SymbolState:
         records = [books] if isinstance(books, Mapping) else list(books)
         t = np.array([clock_of(r, self.config.clock) for r in records], np.int64)
         self._check_order(t)
-        check_book_values(*(record_side(records, side) for side in ("bids", "asks")))
+        sides = [record_side(records, side) for side in ("bids", "asks")]
+        check_book_values(*sides)
         self.push_trades(trades)
-        new = [self._books.is_new(r) for r in records]
-        rows = iter(self._compute(t[new], [r for r, fresh in zip(records, new, strict=True) if fresh]))
+        new = [self._books.is_new(r, _book(sides, i)) for i, r in enumerate(records)]
+        if not all(new):
+            kept = [r for r, fresh in zip(records, new, strict=True) if fresh]
+            t, sides = t[new], [record_side(kept, side) for side in ("bids", "asks")]
+        rows = iter(self._compute(t, sides))
         made = [next(rows) if fresh else None for fresh in new]
         return made[0] if isinstance(books, Mapping) else made
 
     def push_trades(self, trades: Mapping | Iterable[Mapping]) -> int:
         "Take in trades (`price`, `amount`, `side`, the clock, `trade_id` or `id`), in order; returns how many are new."
-        records = [trades] if isinstance(trades, Mapping) else list(trades)
+        records = _ties_in_order([trades] if isinstance(trades, Mapping) else list(trades), self.config.clock)
         if not records: return 0
-        t = np.array([clock_of(r, self.config.clock) for r in records], np.int64)
-        price, amount = (np.array([r[c] for r in records], np.float64) for c in ("price", "amount"))
-        check_values(price, "price", t, above=0.0)
-        check_values(amount, "amount", t, above=-5e-324)
+        t, (_, amount, sign) = trade_records(records, self.config.clock)
         self.processor.check_trade_order(t)
-        new = np.array([self._trades.is_new(r) for r in records])
-        sign = np.array([_SIGN.get((r.get("side") or "").lower(), 0) for r in records], np.int8)
+        new = np.array([self._trades.is_new(r, at) for r, at in zip(records, t.tolist(), strict=True)])
         self.processor.add_trades(TradeArrays(t[new], sign[new], amount[new]))
         return int(new.sum())
 
     def state(self) -> dict:
         "All that a continued run needs; `core.state.dump_state` makes bytes of it."
         clean = {"last": self._books.frame()}
-        if self.processor.merge is not None: clean["seen"] = pl.DataFrame(list(self._trades.rows), SEEN, orient="row")
+        if self.processor.merge is not None: clean |= self._trades.state()
         return {"books": self.processor.state(), "clean": clean}
 
-    def _compute(self, t: np.ndarray, records: list[Mapping]) -> list[dict]:
-        if not records: return []
-        made = self.processor.compute(t, *(record_side(records, side) for side in ("bids", "asks")))
-        return [{name: read(made[name][i]) for name, read in self._readers} for i in range(t.size)]
+    def _compute(self, t: np.ndarray, sides: Sequence[Side]) -> list[dict]:
+        if not t.size: return []
+        made = self.processor.compute(t, *sides)
+        columns = [map(read, made[name].tolist()) for name, read in self._readers.items()]
+        return [dict(zip(self._readers, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def _check_order(self, t: np.ndarray) -> None:
         last = self.processor.last_clock
-        if t.size and ((last is not None and t[0] < last) or (np.diff(t) < 0).any()):
+        if t.size and ((last is not None and t[0] < last) or (t.size > 1 and (np.diff(t) < 0).any())):
             raise BadDataError("the book is older than one before it", column=self.config.clock,
                                expected="rising clocks", fix="Set it aside.")
 
@@ -187,13 +280,18 @@ class BarBuilder:
         if bars is None: own = config.bars if channel == "trades" else ()
         else: own = FeatureConfig(bars=tuple(bars)).bars
         self.bars = BarsProcessor(channel, config, tuple(durations) or config.bar_durations, state, bars=own)
+        self.trades = channel == "trades"
 
     def push(self, rows: pl.DataFrame | Mapping | Iterable[Mapping]) -> dict[BarKey, pl.DataFrame]:
-        """Take in rows, in order; returns the bars that they closed, without clocks that closed none.
+        """Take in rows, in order and each once; returns the bars that they closed, without clocks that closed none.
 
         Keys are seconds of time bars (60) and labels of other clocks (`volume-10`)."""
-        rows = [rows] if isinstance(rows, Mapping) else rows
-        closed = self.bars.process(rows if isinstance(rows, pl.DataFrame) else _row_frame(list(rows)))
+        if isinstance(rows, pl.DataFrame): closed = self.bars.process(rows)
+        elif not (records := [rows] if isinstance(rows, Mapping) else list(rows)): return {}
+        elif self.trades:
+            clock = self.bars.config.clock
+            closed = self.bars.take(*trade_records(_ties_in_order(records, clock), clock))
+        else: closed = self.bars.process(_row_frame(records))
         return {k: bars for k, bars in closed.items() if bars.height}
 
     def open_bars(self) -> dict[BarKey, pl.DataFrame]:
