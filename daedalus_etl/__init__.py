@@ -19,6 +19,7 @@ _HOMES = {
     "read": "lake", "PartitionExplorer": "explore.widgets",
     "labels": "labels", "resample": "features.grid", "panel": "features.grid", "asof_join": "features.joins",
     "window_join": "features.joins", "with_quotes": "features.joins",
+    "series_join": "features.series",
     "research_table": "research.make", "Split": "research.split", "leak_check": "research.leaks"}
 
 def __getattr__(name: str):

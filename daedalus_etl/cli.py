@@ -8,13 +8,13 @@ import argparse
 import sys
 from . import __version__
 from .runners import (
-    bench, jobs, look, maintenance, run_bars, run_labels, run_orderbook_features, run_ticker_features,
-    run_trades_features, table)
+    bench, capture, jobs, look, maintenance, run_bars, run_labels, run_orderbook_features, run_ticker_features,
+    run_trades_features, sources, table, watch)
 from .runners.options import BAR_FLAGS, BOOK_FLAGS, FEATURE_FLAGS, TABLE, add_flags, config_of, exit_code
 
 # %% auto #0
 __all__ = ['DEMO', 'ALL_FLAGS', 'STEP_FLAGS', 'COLUMN_FLAGS', 'COMMANDS', 'UPKEEP', 'run', 'plan', 'features', 'demo', 'parser',
-           'main', 'app']
+           'parsed', 'main', 'app']
 
 # %% ../nbs/50_runners/05_cli.ipynb #7727575e
 def run(args: argparse.Namespace) -> None:
@@ -93,15 +93,30 @@ def parser() -> argparse.ArgumentParser:
                               ).set_defaults(job=job)
     about = look.explore.__doc__
     look.add_flags(commands.add_parser("explore", help=about, description=about)).set_defaults(job=look.explore)
+    for name, job in sources.COMMANDS.items():
+        sources.add_flags(commands.add_parser(name, help=job.__doc__, description=job.__doc__), name
+                          ).set_defaults(job=job)
     about = table.table.__doc__
     table.add_flags(commands.add_parser("table", help=about, description=about)).set_defaults(job=table.table)
+    about = capture.capture.__doc__
+    capture.add_flags(commands.add_parser("capture", help=about, description=about)).set_defaults(job=capture.capture)
+    about = watch.watch.__doc__
+    watch.add_flags(commands.add_parser("watch", help=about, description=about)).set_defaults(job=watch.watch)
     about = bench.bench.__doc__
     bench.add_flags(commands.add_parser("bench", help=about, description=about)).set_defaults(job=bench.bench)
     return top
 
+def parsed(argv: list[str] | None = None) -> argparse.Namespace:
+    "The arguments of a command line. Files may stand on both sides of a flag, which argparse refuses by itself."
+    args, rest = (top := parser()).parse_known_args(argv)
+    if rest and (not hasattr(args, "words") or any(r.startswith("-") for r in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest: args.words += rest
+    return args
+
 def main(argv: list[str] | None = None) -> int:
     "Run a command line and return its exit code."
-    args = parser().parse_args(argv)
+    args = parsed(argv)
     return exit_code(args.job, args)
 
 def app() -> None:

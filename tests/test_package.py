@@ -99,7 +99,7 @@ def test_extras_are_the_keys_of_settings(wheel, cfg):
     meta = next(n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))
     text = zipfile.ZipFile(wheel).read(meta).decode()
     extras = {line.split(": ")[1] for line in text.splitlines() if line.startswith("Provides-Extra")}
-    assert extras == {"dask", "delta", "s3", "explore", "bench", "dev"}
+    assert extras == {"dask", "delta", "s3", "explore", "live", "bench", "dev"}
     plain = [line for line in text.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert len(plain) == len(cfg["requirements"].split())
 

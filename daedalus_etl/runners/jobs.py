@@ -86,13 +86,13 @@ PIPELINE_FLAGS: dict[str, dict] = {
     "--only": dict(action="store_true", help="just the named steps, without those before them"),
     "--plugins": dict(type=_modules, metavar="A,B", default=(), help="modules that register transforms of your own")}
 
-def pipeline_of(args: argparse.Namespace, settings: DaedalusConfig) -> Pipeline:
-    "The steps that the configuration and the flags describe."
+def pipeline_of(args: argparse.Namespace, settings: DaedalusConfig, *, growing: bool = False) -> Pipeline:
+    "The steps that the configuration and the flags describe; `growing`: also of channels whose folder may come later."
     from daedalus_etl.core.pipeline import Pipeline      # late: it brings polars
     storage = settings.storage.model_copy(update={"input_root": args.input} if args.input else {})
     plugins = (*settings.plugins, *getattr(args, "plugins", ()))
     found = Pipeline.from_config(settings.model_copy(update={"storage": storage, "plugins": plugins}),
-                                 fmt=args.input_format, trades=_trades_of(args))
+                                 fmt=args.input_format, trades=_trades_of(args), growing=growing)
     return found.select(*getattr(args, "steps", ()), only=getattr(args, "only", False))
 
 def plan_pipeline(args: argparse.Namespace, settings: DaedalusConfig) -> PipelineReport:
