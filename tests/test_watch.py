@@ -567,8 +567,8 @@ def test_killed_at_random_moments_while_files_come_at_random(tmp_path):
     began = time.monotonic()
     while "trades_bars" not in child.stdout.readline(): pass
     seconds = time.monotonic() - began              # that a look with work takes, silver and gold
-    for _ in range(KILLS):
-        give_up, fed = time.monotonic() + dice.uniform(0.05, 1.2) * seconds, 0
+    for k in range(KILLS):              # in turns within a look, and where one may be over and the next begun
+        give_up, fed = time.monotonic() + dice.uniform(*((0.05, 1.0), (1.0, 3.0))[k % 2]) * seconds, 0
         while time.monotonic() < give_up:
             feed(fresh := fed < a_round)
             fed += fresh
